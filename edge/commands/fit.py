@@ -1,0 +1,136 @@
+"""``edge fit``: from pictures of good parts to a bundle."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+LAYOUTS = ["folder", "mvtec", "mtd", "btad", "visa"]
+
+
+class RateType(click.ParamType):
+    """``1/1000``, ``0.001``: a rate between 0 and 1."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            rate = float(Fraction(str(value)))
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is no rate; write 1/1000 or 0.001", param, ctx)
+        if not 0 < rate < 1:
+            self.fail(f"{value!r} is not between 0 and 1", param, ctx)
+        return rate
+
+
+@click.command("fit")
+@click.option("--good", required=True, type=click.Path(path_type=Path), help="Folder of good pictures, or a data set.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle to write (a folder, or .zip).")
+@click.option("--method", type=click.Choice(["fre"]), default="fre", show_default=True, help="The head.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="How the data set lies on disk; default: a plain folder.")
+@click.option("--seed", type=click.IntRange(0), default=None, help="Seed of the layout's split.")
+@click.option("--backbone", default="builtin", show_default=True, help="Name from `edge engine list`.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The backbone's state dict (.pt or .safetensors).")
+@click.option("--layers", help="Taps to use, comma-separated.  [default: layer1,layer2,layer3]")
+@click.option("--detection", default="layer3", show_default=True, help="Tap whose residual norm scores the picture.")
+@click.option(
+    "--score",
+    type=click.Choice(["combined", "norm", "max"]),
+    default="combined",
+    show_default=True,
+    help="Image score: the residual norm, the map's maximum, or the larger of both, standardised.",
+)
+@click.option("--variance", type=float, default=0.97, show_default=True, help="Share of variance the subspace keeps.")
+@click.option("--pool", type=click.IntRange(1, 8), default=2, show_default=True, help="Average pooling of the taps.")
+@click.option("--false-alarms", type=RateType(), default="1/1000", show_default=True, help="Accepted rate a frame.")
+@click.option(
+    "--calibration",
+    type=click.Choice(["folds", "holdout"]),
+    default="folds",
+    show_default=True,
+    help="Folds use every picture twice; a hold-out keeps a fifth unseen and gives the exact guarantee.",
+)
+@click.option(
+    "--fps", type=click.FloatRange(0.001, 10_000), default=30.0, show_default=True, help="For alarms an hour."
+)
+@click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True)
+@click.option(
+    "--size", type=click.IntRange(32, 2048), default=256, show_default=True, help="Side of the input, pixels."
+)
+@click.option("--skip-unreadable", is_flag=True, help="Leave unreadable pictures out instead of stopping.")
+@click.option("--no-refit-data", is_flag=True, help="Leave out what a refit needs; a third smaller.")
+@click.option("--json", "json_target", metavar="FILE|-", help="Also write the report as JSON.")
+def command(good: Path, out: Path, json_target: str | None, **given: Any) -> None:
+    """Fit a BUNDLE on pictures of good parts. Takes seconds and needs no defects.
+
+    The threshold follows from the rate of false alarms you accept.
+    """
+    from dataclasses import asdict
+
+    from calibration.datasets import good_folder, load_split
+    from calibration.fit import fit_bundle
+    from calibration.options import DEFAULT_LAYERS, FitOptions
+    from edge.commands.common import engine_errors, progress_bar, write_json
+    from engines.export import export_backbone
+
+    layers = tuple(given["layers"].split(",")) if given["layers"] else DEFAULT_LAYERS
+    options = FitOptions(
+        method=given["method"],
+        layers=layers,
+        detection=given["detection"],
+        rule=given["score"],
+        variance=given["variance"],
+        pool=given["pool"],
+        false_alarms=given["false_alarms"],
+        calibration=given["calibration"],
+        keep_refit=not given["no_refit_data"],
+    )
+    options.check()
+    seed = given["seed"]
+    split = load_split(good, given["layout"], seed) if given["layout"] else good_folder(good)
+    with engine_errors(), progress_bar() as progress:
+        size = (given["size"], given["size"])
+        graph = export_backbone(given["backbone"], given["weights"], input_size=size, taps=layers)
+        report = fit_bundle(
+            split,
+            out,
+            graph=graph,
+            backbone=given["backbone"],
+            options=options,
+            precision=given["precision"],
+            skip_unreadable=given["skip_unreadable"],
+            frames_per_second=given["fps"],
+            progress=progress,
+        )
+    if json_target:
+        write_json(json_target, {**asdict(report), "out": str(report.out)})
+    if json_target != "-":
+        _print(report)
+
+
+def _print(report: Any) -> None:
+    total = sum(report.seconds.values())
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
+    rate = Fraction(report.false_alarms).limit_denominator(100_000)
+    click.echo(f"{report.out}: {report.method}, {report.pictures} good pictures, {report.size_bytes / 1e6:.0f} MB")
+    click.echo(f"  fitted in    {total:.1f} s ({parts})")
+    click.echo(f"  threshold    {report.threshold:.4g}" + _interval(report))
+    click.echo(
+        f"  false alarms {rate} a frame = {report.alarms_per_hour:.0f} an hour at {report.frames_per_second:g} frames/s"
+    )
+    click.echo(f"  promise      {report.guarantee}")
+    if report.skipped:
+        click.echo(f"  left out     {len(report.skipped)} unreadable: {', '.join(report.skipped[:5])}")
+    if report.duplicates:
+        click.echo(f"  note         {report.duplicates} pictures are copies of others; they promise nothing more")
+    worst = ", ".join(f"{name} ({score:.2f})" for name, score in report.unusual[:3])
+    click.echo(f"  look at      {worst}: the good pictures that look least good")
+
+
+def _interval(report: Any) -> str:
+    if not report.extrapolated or report.interval is None:
+        return ""
+    return f", extrapolated (95%: {report.interval[0]:.4g} to {report.interval[1]:.4g})"
