@@ -27,19 +27,13 @@ def check_endpoint(endpoint: str) -> str:
         # No abstract names (ipc://@...): they have no owner and no permissions, so any local user could
         # connect.
         if not path.startswith("/") or "\0" in path:
-            raise ConfigError(
-                f"{endpoint!r}: an ipc endpoint needs an absolute path, as in ipc:///run/edge/pub"
-            )
+            raise ConfigError(f"{endpoint!r}: an ipc endpoint needs an absolute path, as in ipc:///run/edge/pub")
         if len(path.encode()) > IPC_PATH_BYTES:
-            raise ConfigError(
-                f"{endpoint!r}: the path is longer than the {IPC_PATH_BYTES} bytes of a Unix socket"
-            )
+            raise ConfigError(f"{endpoint!r}: the path is longer than the {IPC_PATH_BYTES} bytes of a Unix socket")
         return endpoint
     match = re.fullmatch(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]/]+)):(\d{1,5})", endpoint)
     if match is None:
-        raise ConfigError(
-            f"{endpoint!r}: not an endpoint; write ipc:///absolute/path or tcp://127.0.0.1:PORT"
-        )
+        raise ConfigError(f"{endpoint!r}: not an endpoint; write ipc:///absolute/path or tcp://127.0.0.1:PORT")
     host = match.group(1) or match.group(2)
     if not 1 <= int(match.group(3)) <= 65535:
         raise ConfigError(f"{endpoint!r}: the port must be 1 to 65535")

@@ -102,10 +102,7 @@ def is_damage(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, Damaged) or (
         isinstance(error, sqlite3.DatabaseError)
-        and any(
-            sign in text
-            for sign in ("not a database", "malformed", "disk image", "malformed database schema")
-        )
+        and any(sign in text for sign in ("not a database", "malformed", "disk image", "malformed database schema"))
     )
 
 

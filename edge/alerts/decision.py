@@ -71,9 +71,7 @@ class DecisionState:
             raise ValueError("a decision state whose flags are not boolean")
         if not isinstance(calm, int) or isinstance(calm, bool) or calm < 0:
             raise ValueError("a decision state whose count is not a natural number")
-        return cls(
-            tuple(window), bool(raised), calm, _stamp(saved.get("raised_at")), _stamp(saved.get("seen_at"))
-        )
+        return cls(tuple(window), bool(raised), calm, _stamp(saved.get("raised_at")), _stamp(saved.get("seen_at")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,7 @@ def _lookup() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     at = np.linspace(0.0, RATIO_MAX, _STEPS)
     stops = [stop[0] for stop in _SCALE]
     alpha = np.interp(at, stops, [stop[1] for stop in _SCALE])
-    bgr = np.stack(
-        [np.interp(at, stops, [stop[2][channel] for stop in _SCALE]) for channel in (2, 1, 0)], axis=1
-    )
+    bgr = np.stack([np.interp(at, stops, [stop[2][channel] for stop in _SCALE]) for channel in (2, 1, 0)], axis=1)
     return alpha.astype(np.float32), bgr.astype(np.float32)
 
 
@@ -142,9 +140,7 @@ def _blend(target: Picture, ratio: NDArray[np.float32]) -> None:
     np.copyto(target, lines)
 
 
-def _draw_region(
-    canvas: Picture, region: Region, scale: float, unit: float, rank: int, pixel_threshold: float
-) -> None:
+def _draw_region(canvas: Picture, region: Region, scale: float, unit: float, rank: int, pixel_threshold: float) -> None:
     """Corners instead of a closed box, which would hide thin scratches; the strongest with its ratio."""
     pad = 5 * unit
     x0, y0 = max(0, round(region.x * scale - pad)), max(0, round(region.y * scale - pad))
@@ -160,11 +156,7 @@ def _draw_region(
         wide, pad = _text_width(text, size), round(4 * unit)
         high = round(size * 1.35)
         left = min(x0, canvas.shape[1] - wide - 2 * pad - 1)
-        top = (
-            y0 - high - round(3 * unit)
-            if y0 > high + 4 * unit
-            else min(y1 + round(3 * unit), canvas.shape[0] - high)
-        )
+        top = y0 - high - round(3 * unit) if y0 > high + 4 * unit else min(y1 + round(3 * unit), canvas.shape[0] - high)
         left, top = max(0, left), max(0, top)
         cv2.rectangle(canvas, (left, top), (left + wide + 2 * pad, top + high), _PAPER, cv2.FILLED)
         _text(canvas, text, (left + pad, top + round(size * 1.02)), size, _INK)

@@ -176,9 +176,7 @@ class Health(_Message):
     status: Literal["ok", "degraded", "stopping"]
     problems: Annotated[tuple[Annotated[str, Field(max_length=500)], ...], Field(max_length=64)] = ()
     uptime_s: Annotated[float, Field(ge=0.0, le=1e10)]
-    cameras: Annotated[dict[CameraName, CameraHealth], Field(max_length=MAX_CAMERAS)] = Field(
-        default_factory=dict
-    )
+    cameras: Annotated[dict[CameraName, CameraHealth], Field(max_length=MAX_CAMERAS)] = Field(default_factory=dict)
     stages: Annotated[dict[Name, StageHealth], Field(max_length=512)] = Field(default_factory=dict)
     last_alert_id: Count = 0
     alerts_stored: Count = 0
@@ -221,9 +219,7 @@ def check_version(body: Mapping[str, Any]) -> None:
     """Raises MessageError unless the map is of this major version."""
     version = body.get("v")
     if isinstance(version, bool) or version != VERSION:
-        raise MessageError(
-            f"schema version {str(version)[:20]!r} is not {VERSION}; use a subscriber of that version"
-        )
+        raise MessageError(f"schema version {str(version)[:20]!r} is not {VERSION}; use a subscriber of that version")
 
 
 def encode(message: Message) -> tuple[bytes, bytes]:

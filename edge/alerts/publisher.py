@@ -139,9 +139,7 @@ class Publisher:
             socket.setsockopt(zmq.LINGER, LINGER_MS)
             socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)  # a dead TCP peer frees its queue
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-            socket.setsockopt(
-                zmq.MAXMSGSIZE, replay.MAX_REQUEST_BYTES
-            )  # of what comes in; a larger one cuts the link
+            socket.setsockopt(zmq.MAXMSGSIZE, replay.MAX_REQUEST_BYTES)  # of what comes in; a larger one cuts the link
         self.pub.setsockopt(zmq.SNDHWM, hwm)
         self.replay.setsockopt(zmq.SNDHWM, 4)  # answers of up to a megabyte
         self.replay.setsockopt(zmq.RCVHWM, 64)

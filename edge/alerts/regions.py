@@ -59,9 +59,7 @@ def find_regions(
     Raises ValueError for a map of another shape than the geometry's, or that is not finite.
     """
     if anomaly_map.shape != (geometry.map_height, geometry.map_width):
-        raise ValueError(
-            f"a map of shape {anomaly_map.shape}, not ({geometry.map_height}, {geometry.map_width})"
-        )
+        raise ValueError(f"a map of shape {anomaly_map.shape}, not ({geometry.map_height}, {geometry.map_width})")
     if not np.isfinite(anomaly_map).all():
         raise ValueError("an anomaly map that is not finite")
     found = _connected(anomaly_map, anomaly_map > pixel_threshold, geometry, limit, min_area)

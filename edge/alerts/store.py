@@ -100,9 +100,7 @@ class AlertStore:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def add(
-        self, draft: AlertDraft, state: DecisionState | None = None, picture: bytes | None = None
-    ) -> Added:
+    def add(self, draft: AlertDraft, state: DecisionState | None = None, picture: bytes | None = None) -> Added:
         """Store an alert, its camera's decision state in the same transaction, and its evidence picture
         (encoded).
 
@@ -191,9 +189,7 @@ class AlertStore:
 
     def oldest_id(self) -> int:
         """The lowest id that is still stored; 0 where there is none."""
-        return self._guarded(
-            lambda db: int(db.execute("SELECT coalesce(min(id), 0) FROM alerts").fetchone()[0])
-        )
+        return self._guarded(lambda db: int(db.execute("SELECT coalesce(min(id), 0) FROM alerts").fetchone()[0]))
 
     def latest_id(self) -> int:
         """The highest id that may have been given out, stored or not; 0 at the very beginning."""
@@ -211,16 +207,12 @@ class AlertStore:
 
     def cursor(self, sink: str) -> int:
         """The last id that ``sink`` has delivered; 0 for a new one."""
-        row = self._guarded(
-            lambda db: db.execute("SELECT last_id FROM cursors WHERE sink = ?", (sink,)).fetchone()
-        )
+        row = self._guarded(lambda db: db.execute("SELECT last_id FROM cursors WHERE sink = ?", (sink,)).fetchone())
         return 0 if row is None else int(row[0])
 
     def counts(self) -> Counts:
         """Figures for the health message."""
-        return Counts(
-            self._rows, self.oldest_id(), self.latest_id(), len(self._pictures), self._pictures.total_bytes
-        )
+        return Counts(self._rows, self.oldest_id(), self.latest_id(), len(self._pictures), self._pictures.total_bytes)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -261,9 +253,7 @@ class AlertStore:
                 result = work(db)
                 db.execute("COMMIT")
             except BaseException:
-                if (
-                    db.in_transaction
-                ):  # SQLite has rolled back by itself after some errors, a full disk among them
+                if db.in_transaction:  # SQLite has rolled back by itself after some errors, a full disk among them
                     db.execute("ROLLBACK")
                 raise
             return result
@@ -294,12 +284,8 @@ class AlertStore:
     def _make_room(self) -> None:
         freed = self._pictures.free(_ROOM_BYTES)
         if freed == 0:
-            raise StoreFull(
-                f"{self.path}: the disk is full and no evidence picture is left to delete; free some space"
-            )
-        self._report(
-            f"{self.path}: the disk is full; deleted {freed / 1e6:.1f} MB of the oldest evidence pictures"
-        )
+            raise StoreFull(f"{self.path}: the disk is full and no evidence picture is left to delete; free some space")
+        self._report(f"{self.path}: the disk is full; deleted {freed / 1e6:.1f} MB of the oldest evidence pictures")
 
     def _replace_damaged(self, error: BaseException) -> None:
         self.close()
@@ -308,9 +294,7 @@ class AlertStore:
         except OSError as problem:
             raise database.as_resource_error(problem, self.path) from None
         self._rows = 0
-        self._report(
-            f"{self.path}: damaged ({error}); moved to {aside.name} and begun anew, ids continue above"
-        )
+        self._report(f"{self.path}: damaged ({error}); moved to {aside.name} and begun anew, ids continue above")
 
 
 def picture_name(camera: str, epoch: str, seq: int) -> str:

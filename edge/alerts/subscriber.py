@@ -20,7 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 from edge.alerts import replay
 from edge.alerts.messages import MAX_ID, MAX_MESSAGE_BYTES, Alert, Health, Message, MessageError, parse
 
-SYNC_S = 5.0  # an alert lost in the stream, with no other one after it, is found this late at the latest
+SYNC_S = 5.0
 RETRY_S = 1.0
 BATCH = 200
 STREAM_TURNS = 64
@@ -71,7 +71,7 @@ class Subscriber:
     ``since``: alerts with a higher id are delivered, old ones first; 0 for all; None for those after the
     first contact. ``topics``: any of ``verdict``, ``verdict.<camera>``, ``alert``, ``alert.<camera>``,
     ``health``. Where ``replay_endpoint`` is None there is no replay: alerts come as they are published, and
-    may be lost.
+    may be lost. ``sync_s``: an alert that is stored but never reached the stream is found this late at most.
     """
 
     def __init__(
@@ -81,10 +81,12 @@ class Subscriber:
         since: int | None = None,
         topics: Sequence[str] = ("verdict", "alert", "health"),
         hwm: int = 10_000,
+        sync_s: float = SYNC_S,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         self.counts = SubscriberCounts()
         self.last_id = since
+        self._sync_s = sync_s
         self._topics = tuple(topics)
         self._wants_alerts = any(topic.partition(".")[0] == "alert" for topic in topics)
         self._events: deque[Event] = deque()
@@ -225,9 +227,7 @@ class Subscriber:
         self._numbers[topic] = message.n
         if last is None:
             return  # whatever was published before this subscriber came is not lost
-        missing = (
-            message.n - last - 1 if message.n > last else message.n - 1
-        )  # lower: the publisher began anew
+        missing = message.n - last - 1 if message.n > last else message.n - 1  # lower: the publisher began anew
         if missing > 0:
             self.counts.lost += missing
             if not (isinstance(message, Alert) and self._replay is not None):
@@ -300,7 +300,7 @@ class Subscriber:
         self._skip_to(reply.latest + 1)
         self.last_id = reply.latest
         # An alert heard of while the answer was on its way may be younger than the answer.
-        self._sync_at = now + (SYNC_S if self._heard_of <= self.last_id else 0.05)
+        self._sync_at = now + (self._sync_s if self._heard_of <= self.last_id else 0.05)
 
     def _skip_to(self, identity: int) -> None:
         """Tell that nothing is stored between the last id and ``identity``. With ``since=0`` it is no loss

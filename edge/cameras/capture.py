@@ -10,6 +10,11 @@ from edge.cameras.newest import Decode
 from edge.errors import CameraError
 
 
+def quiet_opencv() -> None:
+    """Keep OpenCV from printing a warning of its own beside each of our errors. For the whole process."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+
 class VideoCaptureConnection:
     """One ``cv2.VideoCapture``; see :class:`~edge.cameras.newest.Connection`.
 

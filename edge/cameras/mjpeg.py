@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import cv2
 
-from edge.cameras.capture import VideoCaptureConnection
+from edge.cameras.capture import VideoCaptureConnection, quiet_opencv
 from edge.cameras.config import MjpegSource
 from edge.cameras.credentials import public_url, url_with_password
 from edge.cameras.newest import LiveCamera
@@ -43,6 +43,7 @@ class MjpegConnection(VideoCaptureConnection):
             *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(self._spec.open_timeout_s * 1000)),
             *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(self._spec.read_timeout_s * 1000)),
         ]
+        quiet_opencv()
         self._capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
         if not self._capture.isOpened():
             raise self._explain(url)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 
-from edge.cameras.capture import VideoCaptureConnection
+from edge.cameras.capture import VideoCaptureConnection, quiet_opencv
 from edge.cameras.config import V4l2Source
 from edge.cameras.newest import LiveCamera
 from edge.errors import CameraConfigError, CameraError
@@ -44,6 +44,7 @@ class V4l2Connection(VideoCaptureConnection):
 
     def open(self) -> None:
         self._check_device()
+        quiet_opencv()
         self._capture = cv2.VideoCapture(str(self._path), cv2.CAP_V4L2)
         if not self._capture.isOpened():
             raise CameraError(

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 
 from edge.cameras.base import Frame, Undecodable, as_bgr
+from edge.cameras.capture import quiet_opencv
 from edge.cameras.config import VideoSource
 from edge.cameras.pacing import Pacer
 from edge.errors import CameraConfigError, CameraError, EndOfStream, PictureError
@@ -84,7 +85,7 @@ class VideoCamera:
             log.warning("%s: ended after %d of %d frames; is it cut short?", self.describe(), self._at, promised)
         if not self._spec.loop:
             self._done = True
-            raise EndOfStream(f"{self.describe()}: all {self._at} frames were read")
+            raise EndOfStream(f"{self.describe()}: all frames were read")
         self._capture.release()
         self._capture = self._open_file()
         self._at = 0
@@ -94,6 +95,7 @@ class VideoCamera:
             raise CameraConfigError(f"{self.describe()}: this is a folder; path must name a video file")
         if not self._path.exists():
             raise CameraError(f"{self.describe()}: there is no such file; correct path")
+        quiet_opencv()
         capture = cv2.VideoCapture(str(self._path.absolute()), cv2.CAP_FFMPEG)
         if not capture.isOpened():
             raise CameraError(f"{self.describe()}: not a video that can be read (empty, damaged, or unknown format)")

@@ -108,10 +108,11 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
     if json_target:
         write_json(json_target, {**asdict(report), "out": str(report.out)})
     if json_target != "-":
-        _print(report)
+        print_report(report)
 
 
-def _print(report: Any) -> None:
+def print_report(report: Any) -> None:
+    """The report of a fit (:class:`calibration.fit.FitReport`), for people."""
     total = sum(report.seconds.values())
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     rate = Fraction(report.false_alarms).limit_denominator(100_000)

@@ -13,9 +13,9 @@ from edge.alerts.store import AlertStore
 
 pytestmark = pytest.mark.multiprocess
 
-ROUNDS = 40
+ROUNDS = 25
 
-# One process imports once and forks a child a round: 40 interpreters would cost most of the test's time. Each child
+# One process imports once and forks a child a round: 25 interpreters would cost most of the test's time. Each child
 # begins with the last frame that was reported, as a daemon does that was killed before it could tell anybody.
 _DRIVER = """
 import json, os, random, select, signal, sys

@@ -48,10 +48,10 @@ class RtspServer:
     """
 
     def __init__(
-        self, port: int = 0, *, fps: int = 25, size: tuple[int, int] = (640, 360), user: str = "", password: str = ""
+        self, port: int = 0, *, fps: int = 25, gop: int = 5, size: tuple[int, int] = (640, 360), user: str = "", password: str = ""
     ) -> None:
         self.port = port
-        self._fps, self._size, self._user, self._password = fps, size, user, password
+        self._fps, self._gop, self._size, self._user, self._password = fps, gop, size, user, password
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,7 +67,8 @@ class RtspServer:
         """Start and wait until it listens."""
         assert self._process is None, "already started"
         arguments = [SYSTEM_PYTHON, str(SCRIPT), str(self.port), "--fps", str(self._fps)]
-        arguments += ["--size", f"{self._size[0]}x{self._size[1]}"]
+        # A key frame every 0.2 s unless asked otherwise: a client that joins need not wait long for its first.
+        arguments += ["--gop", str(self._gop), "--size", f"{self._size[0]}x{self._size[1]}"]
         if self._user:
             arguments += ["--user", self._user, "--password", self._password]
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:

@@ -1,6 +1,6 @@
 """An RTSP camera: run with the system's Python (gi), not with the project's.
 
-    rtsp_server.py PORT [--fps 25] [--size 640x360] [--user NAME --password PASSWORD]
+    rtsp_server.py PORT [--fps 25] [--gop 25] [--size 640x360] [--user NAME --password PASSWORD]
 
 Serves H.264 at rtsp://127.0.0.1:PORT/cam (PORT 0: any) and prints "ready PORT". Each frame carries the monotonic
 clock in ms, low 32 bits, as 32 black or white blocks along its upper edge, most significant first: what one sees is
@@ -36,9 +36,9 @@ def grey_frame(width: int, height: int, number: int) -> bytes:
 
 
 class Factory(GstRtspServer.RTSPMediaFactory):
-    def __init__(self, width: int, height: int, fps: int) -> None:
+    def __init__(self, width: int, height: int, fps: int, gop: int) -> None:
         super().__init__()
-        self.width, self.height, self.fps = width, height, fps
+        self.width, self.height, self.fps, self.gop = width, height, fps, gop
 
     def do_create_element(self, url: object) -> Gst.Element:
         # I420 is asked for because x264's baseline profile knows no 4:4:4.
@@ -46,7 +46,7 @@ class Factory(GstRtspServer.RTSPMediaFactory):
             "appsrc name=source is-live=true format=time do-timestamp=true"
             f" caps=video/x-raw,format=GRAY8,width={self.width},height={self.height},framerate={self.fps}/1"
             " ! videoconvert ! video/x-raw,format=I420"
-            f" ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={self.fps} bitrate=2000"
+            f" ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={self.gop} bitrate=2000"
             " ! h264parse config-interval=1 ! rtph264pay name=pay0 pt=96"
         )
 
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port")
     parser.add_argument("--fps", type=int, default=25)
+    parser.add_argument("--gop", type=int, default=25)
     parser.add_argument("--size", default="640x360")
     parser.add_argument("--user")
     parser.add_argument("--password", default="")
@@ -78,7 +79,7 @@ def main() -> None:
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(args.port)
-    factory = Factory(*map(int, args.size.split("x")), args.fps)
+    factory = Factory(*map(int, args.size.split("x")), args.fps, args.gop)
     factory.set_shared(True)
     if args.user:
         auth = GstRtspServer.RTSPAuth()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -440,3 +443,21 @@ def test_why_names_score_threshold_confirmation_and_place() -> None:
         " strongest at (26, 40) in a box of 30 x 40 pixels, 2 regions"
     )
     assert explain(3.21, 1.8, 0.0004) == "score 3.21 is over the threshold 1.8 (p-value 0.0004)"
+
+
+def test_the_document_names_every_key_and_its_example_parses() -> None:
+    text = (Path(__file__).resolve().parents[2] / "deploy" / "schema" / "README.md").read_text(encoding="utf-8")
+    for title, model in (("verdict.<camera>", Verdict), ("alert.<camera>", Alert), ("health", Health)):
+        section = re.split(r"\n##+ ", text.split(f"### `{title}`", 1)[1], maxsplit=1)[0]
+        first_column = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+        documented = set(re.findall(r"`([a-z_]+)`", first_column))
+        inner = set(Region.model_fields) if model is Alert else set()
+        assert documented == set(model.model_fields) | inner
+    for model in (CameraHealth, StageHealth):
+        assert all(f"`{key}`" in text for key in model.model_fields)
+    for key in replay.Reply.__dataclass_fields__:
+        assert f"| `{key}` |" in text.split("## Replay", 1)[1]
+    topic, _, body = text.rsplit("```", 2)[1].strip().partition("\n")
+    alert = parse(topic.encode(), msgpack.packb(json.loads(body)))
+    assert isinstance(alert, Alert)
+    assert alert.why == explain(alert.score, alert.threshold, alert.p_value, regions=alert.regions)

@@ -114,6 +114,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted(rig: Rig) -> None:
     rig.connections[0].feed(gives(6))
     assert value(camera.read(1)) == 6
     assert camera.overwritten == 4
+    rig.connections[0].release.set()
     camera.close()
     assert camera.overwritten == 4
     assert rig.connections[0].closed.wait(5)
@@ -282,6 +283,7 @@ def test_close_may_come_twice_and_before_open(rig: Rig) -> None:
     camera = rig.camera()
     camera.close()
     camera.open()
+    rig.connections[0].release.set()
     camera.close()
     camera.close()
     assert camera.live

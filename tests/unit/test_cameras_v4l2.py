@@ -76,9 +76,7 @@ def source(**fields: object) -> V4l2Source:
     return V4l2Source.model_validate({"kind": "v4l2", "device": "/dev/null", **fields})
 
 
-def test_frames_come_and_settings_are_asked_in_order(
-    fake: type[FakeCapture], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_frames_come_and_settings_are_asked_in_order(fake: type[FakeCapture], caplog: pytest.LogCaptureFixture) -> None:
     camera = open_camera(source(fourcc="MJPG", width=1280, height=720, fps=30))
     assert camera.live
     camera.open()

@@ -141,10 +141,6 @@ def save_random(name: str, folder: Path) -> tuple[Path, Reference]:
     return path, reference
 
 
-def relative(*a):
-    r = _rel(*a); open("/tmp/eng/rel","a").write(f"{r}\n"); return r
-
-
 def relative(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
     assert got.shape == wanted.shape
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
