@@ -1,14 +1,15 @@
 """Thresholds from good pictures alone, with what they promise and what they do not.
 
-Conformal inside the sample; below 1 / (n + 1), which n pictures cannot promise, the tail is extrapolated by peaks
-over threshold (generalised Pareto) on the log scores, and everything is marked as such.
+Conformal inside the sample; below 1 / (n + 1), which n pictures cannot promise, the tail is extrapolated by
+peaks over threshold (generalised Pareto) on the log scores, and everything is marked as such.
 
-The tail's estimator was chosen by simulation (normal, gamma, Gumbel, Laplace, t5 and uniform log scores; 50, 209
-and 761 pictures; 400 samples each) for few exceedances: probability-weighted moments alone realise 2.4 to 9 times
-the asked rate of 1e-3 on average, since the shape's error is as large as the shape. Shrunk towards the exponential
-as if 20 exceedances of shape 0 had been seen, and held in [0, 0.5], 209 pictures realise 0.6 to 1.9 times the asked
-1e-3 on average (t5 1.9; uniform never alarms). A shape below 0 is not believed: it would mean a score that no good
-picture can ever pass. 50 pictures at 1e-3 still give up to 3.5 times: extrapolation is marked for a reason.
+The tail's estimator was chosen by simulation (normal, gamma, Gumbel, Laplace, t5 and uniform log scores; 50,
+209 and 761 pictures; 400 samples each) for few exceedances: probability-weighted moments alone realise 2.4 to
+9 times the asked rate of 1e-3 on average, since the shape's error is as large as the shape. Shrunk towards
+the exponential as if 20 exceedances of shape 0 had been seen, and held in [0, 0.5], 209 pictures realise 0.6
+to 1.9 times the asked 1e-3 on average (t5 1.9; uniform never alarms). A shape below 0 is not believed: it
+would mean a score that no good picture can ever pass. 50 pictures at 1e-3 still give up to 3.5 times:
+extrapolation is marked for a reason.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ whose subspace is empty."""
 class Threshold:
     """A score threshold for an accepted rate of false alarms; alarm where score > ``value``.
 
-    interval: 95% bootstrap interval of the threshold; rate_interval: of the nominal pictures' rate of alarms at
-    ``value`` under the refitted tails. Both None inside the sample, where the rate itself is the promise."""
+    interval: 95% bootstrap interval of the threshold; rate_interval: of the nominal pictures' rate of
+    alarms at ``value`` under the refitted tails. Both None inside the sample, where the rate itself is the
+    promise."""
 
     value: float
     extrapolated: bool
@@ -54,8 +56,8 @@ def needed_for_promise(rate: float) -> int:
 
 
 def conformal_rank(count: int, rate: float) -> int | None:
-    """k so that P(score > k-th smallest of ``count`` exchangeable scores) <= rate; None where even the largest
-    does not promise it. Source: Vovk, Gammerman, Shafer (2005), split conformal prediction."""
+    """k so that P(score > k-th smallest of ``count`` exchangeable scores) <= rate; None where even the
+    largest does not promise it. Source: Vovk, Gammerman, Shafer (2005), split conformal prediction."""
     rank = math.ceil((count + 1) * (1.0 - rate) - 1e-9)
     return rank if rank <= count else None
 
@@ -96,9 +98,7 @@ def threshold_for(scores: F64, rate: float, seed: int = 0) -> Threshold:
     if not 0 < rate < 1:
         raise DataError(f"the accepted rate of false alarms must lie between 0 and 1, not {rate}")
     if len(scores) < MIN_PICTURES:
-        raise DataError(
-            f"{len(scores)} calibration scores are too few; at least {MIN_PICTURES} good pictures"
-        )
+        raise DataError(f"{len(scores)} calibration scores are too few; at least {MIN_PICTURES} good pictures")
     ordered = np.sort(scores)
     tail = fit_tail(ordered)
     rank = conformal_rank(len(ordered), rate)
@@ -133,7 +133,8 @@ def alarms_per_hour(rate: float, frames_per_second: float) -> float:
 
 
 def folds_of(count: int, folds: int, seed: int) -> list[NDArray[np.intp]]:
-    """A fixed random partition of ``range(count)`` into ``folds`` parts (leave-one-out where count is smaller)."""
+    """A fixed random partition of ``range(count)`` into ``folds`` parts (leave-one-out where count is
+    smaller)."""
     order = np.random.RandomState(seed).permutation(count)
     return [np.sort(part) for part in np.array_split(order, min(folds, count))]
 
@@ -151,9 +152,7 @@ def promise(count: int, rate: float, exact: bool, how: str) -> str:
     if exact:
         second = f"{how}: the pictures were held out of the fit"
     else:
-        second = (
-            f"{how}: approximate, each picture was scored by a model fitted without it; no exact guarantee"
-        )
+        second = f"{how}: approximate, each picture was scored by a model fitted without it; no exact guarantee"
     return f"{first} ({second}). Consecutive video frames depend on each other: alarms come in runs."
 
 

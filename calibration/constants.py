@@ -23,8 +23,8 @@ _LEAST_STD = 1e-6
 
 @dataclass(frozen=True)
 class Constants:
-    """tail and score: the bundle's; scores: float64 [n] by name (``norm``, ``max``, ``score``), of the calibration
-    pictures in their order; info: thresholds and promises."""
+    """tail and score: the bundle's; scores: float64 [n] by name (``norm``, ``max``, ``score``), of the
+    calibration pictures in their order; info: thresholds and promises."""
 
     tail: TailSpec
     score: ScoreSpec
@@ -45,17 +45,16 @@ def calibrate(
 ) -> Constants:
     """Constants from ``fitted.scaling``, thresholds from ``fitted.calibrating``.
 
-    The two differ for a held-out split, whose guarantee is exact only if nothing of the score's definition has
-    seen the calibration pictures. ``how``: "folds" or "holdout". Raises DataError as :func:`threshold_for`."""
+    The two differ for a held-out split, whose guarantee is exact only if nothing of the score's definition
+    has seen the calibration pictures. ``how``: "folds" or "holdout". Raises DataError as
+    :func:`threshold_for`."""
     if tail.fuse == "geometric" and not tail.tiny:
         tiny = tuple(TINY * max(float(level.mean(dtype=np.float64)), TINY) for level in fitted.scaling.levels)
         tail = tail.model_copy(update={"tiny": tiny})
     same = fitted.calibrating is fitted.scaling or fitted.calibrating.levels is fitted.scaling.levels
     scaling = parts_of(fitted.scaling, tail, progress)
     parts = scaling if same else parts_of(fitted.calibrating, tail, progress)
-    spec = ScoreSpec(
-        rule=rule, norm=_log_scale(scaling["norm"], "norm"), max=_log_scale(scaling["max"], "max")
-    )
+    spec = ScoreSpec(rule=rule, norm=_log_scale(scaling["norm"], "norm"), max=_log_scale(scaling["max"], "max"))
     count = len(parts["max"])
     pictures = [{"norm": float(parts["norm"][i]), "max": float(parts["max"][i])} for i in range(count)]
     scores = {**parts, "score": np.array([image_score(spec, picture) for picture in pictures])}

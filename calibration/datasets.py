@@ -1,8 +1,8 @@
 """Data sets as they lie on disk: which pictures are good, which are tested, where the masks are.
 
-Layouts: ``mvtec`` (train/good, test/KIND, ground_truth/KIND), ``mtd`` (MT_*/Imgs), ``btad`` (train/ok, test/ok|ko,
-ground_truth/ko), ``visa`` (split_csv/1cls.csv, or prepared folders), ``folder`` (good/ or the folder itself, every
-other subfolder a kind of defect, masks/ optional).
+Layouts: ``mvtec`` (train/good, test/KIND, ground_truth/KIND), ``mtd`` (MT_*/Imgs), ``btad`` (train/ok,
+test/ok|ko, ground_truth/ko), ``visa`` (split_csv/1cls.csv, or prepared folders), ``folder`` (good/ or the
+folder itself, every other subfolder a kind of defect, masks/ optional).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MASK_FOLDERS = ("masks", "mask", "ground_truth")
 
 @dataclass(frozen=True)
 class TestItem:
-    """One picture of the test: ``kind`` is "good" or the defect's name; ``mask`` the file of its defect pixels,
-    None for good pictures and where there is none."""
+    """One picture of the test: ``kind`` is "good" or the defect's name; ``mask`` the file of its defect
+    pixels, None for good pictures and where there is none."""
 
     __test__ = False  # not a pytest class
 
@@ -41,7 +41,8 @@ class TestItem:
 class Split:
     """The pictures of a data set: ``good`` to fit on, ``test`` to judge with. Paths lie under ``root``.
 
-    mask_limit: mask pixels above it are defect; None: above 127, or above 0 in masks that have nothing higher."""
+    mask_limit: mask pixels above it are defect; None: above 127, or above 0 in masks that have nothing
+    higher."""
 
     root: Path
     layout: str
@@ -63,8 +64,9 @@ class Split:
 def load_split(root: Path | str, layout: str, seed: int | None = None) -> Split:
     """Read the layout's split of the data set at ``root``; order of files is by name, so it is reproducible.
 
-    ``seed`` chooses the good pictures of ``mtd`` (default 0) and, if given, of ``folder``: 80% are fitted, the rest
-    tested. Raises DataError: missing folder, unknown layout, no pictures, a seed where the split is fixed."""
+    ``seed`` chooses the good pictures of ``mtd`` (default 0) and, if given, of ``folder``: 80% are fitted,
+    the rest tested. Raises DataError: missing folder, unknown layout, no pictures, a seed where the split
+    is fixed."""
     root = Path(root)
     reader = LAYOUTS.get(layout)
     if reader is None:
@@ -84,7 +86,8 @@ def good_folder(root: Path | str) -> Split:
 
 
 def read_mask(path: Path, size: tuple[int, int], limit: int | None = 127) -> NDArray[np.bool_]:
-    """A mask file as bool [height, width] = ``size``: nearest-neighbour resize, then > ``limit`` (see Split)."""
+    """A mask file as bool [height, width] = ``size``: nearest-neighbour resize, then > ``limit`` (see
+    Split)."""
     grey = read_picture(path)[:, :, 0]
     if limit is None:
         limit = 127 if int(grey.max()) > 127 else 0
@@ -93,9 +96,21 @@ def read_mask(path: Path, size: tuple[int, int], limit: int | None = 127) -> NDA
     return np.asarray(small > limit)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises DataError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
 def seeded(names: Iterable[str], seed: int, share: float = GOOD_SHARE) -> set[str]:
-    """A random ``share`` of ``names``, the same on every machine and in every version: ordered by a hash of seed
-    and name, so that it needs no generator's stream."""
+    """A random ``share`` of ``names``, the same on every machine and in every version: ordered by a hash
+    of seed and name, so that it needs no generator's stream."""
     ordered = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     return set(ordered[: round(share * len(ordered))])
 
@@ -114,7 +129,8 @@ def _btad(root: Path, seed: int | None) -> Split:
 
 def _mtd(root: Path, seed: int | None) -> Split:
     seed = 0 if seed is None else seed
-    # Pictures are .jpg, masks .png of the same stem in the same folder, also (all black) beside the good ones.
+    # Pictures are .jpg, masks .png of the same stem in the same folder, also (all black) beside the good
+    # ones.
     free = [p for p in _need_pictures(root / "MT_Free" / "Imgs", root, "mtd") if not _is_png(p)]
     chosen = seeded((path.name for path in free), seed)
     test = [TestItem(path, "good", False) for path in free if path.name not in chosen]
@@ -153,9 +169,7 @@ def _visa(root: Path, seed: int | None) -> Split:
                     test.append(TestItem(path, kind, defect, root.parent / mask if defect and mask else None))
             except KeyError as error:
                 raise DataError(f"{table}: the column {error} is missing; not VisA's 1cls.csv") from None
-    missing = [
-        p for p in (*good, *(i.path for i in test), *(i.mask for i in test if i.mask)) if not p.is_file()
-    ]
+    missing = [p for p in (*good, *(i.path for i in test), *(i.mask for i in test if i.mask)) if not p.is_file()]
     if missing:
         raise DataError(f"{table}: {len(missing)} of its files are not there, first {missing[0]}")
     if not good:
@@ -196,7 +210,8 @@ def _kinds(test: Path, good_names: set[str], masks: Path, layout: str) -> list[T
             if folder.name in good_names:
                 items.append(TestItem(path, "good", False))
             else:
-                # A set without any ground truth gives image figures only; a set that lost one mask is damaged.
+                # A set without any ground truth gives image figures only; a set that lost one mask is
+                # damaged.
                 mask = _need_mask(path, masks / folder.name, layout) if masks.is_dir() else None
                 items.append(TestItem(path, folder.name, True, mask))
     _need_defects(items, test, layout)

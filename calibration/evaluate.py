@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from calibration import Progress, no_progress
-from calibration.datasets import SEEDED, Split, TestItem, load_split, read_mask
+from calibration.datasets import SEEDED, Split, TestItem, file_sha256, load_split, read_mask
 from calibration.features import Taps, Worker, run_pictures
-from calibration.fit import file_sha256
 from calibration.metrics import PixelPool, image_auroc
 from edge.bundle import Bundle, load_bundle
 from edge.errors import DataError
 from edge.heads.scorer import RULES, Scored, Scorer, image_score
 from engines import open_engine
 
-TEXTURES = frozenset(
-    {"carpet", "grid", "leather", "tile", "wood"}
-)  # of MVTec AD; its tables print both means
+TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood"})  # of MVTec AD; its tables print both means
 
 
 @dataclass(frozen=True)
 class PictureScore:
-    """One test picture. name: relative to the data's folder; parts: ``norm``, ``max`` and the bundle's score."""
+    """One test picture. name: relative to the data's folder; parts: ``norm``, ``max`` and the bundle's
+    score."""
 
     name: str
     kind: str
@@ -39,8 +37,8 @@ class PictureScore:
 
 @dataclass(frozen=True)
 class KindScore:
-    """One kind of picture. found: share above the threshold (for "good": the false alarms); image_auroc against the
-    good pictures, None for them."""
+    """One kind of picture. found: share above the threshold (for "good": the false alarms); image_auroc
+    against the good pictures, None for them."""
 
     kind: str
     count: int
@@ -51,9 +49,10 @@ class KindScore:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """The figures of one evaluation; see :mod:`calibration.metrics` for the definitions. None where a figure does
-    not exist (no masks, no good pictures). rules: image AUROC by each score rule, side by side. unmasked: defective
-    pictures without a mask, left out of the pixel figures. texture: MVTec's class, None elsewhere."""
+    """The figures of one evaluation; see :mod:`calibration.metrics` for the definitions. None where a
+    figure does not exist (no masks, no good pictures). rules: image AUROC by each score rule, side by
+    side. unmasked: defective pictures without a mask, left out of the pixel figures. texture: MVTec's
+    class, None elsewhere."""
 
     bundle: Path
     data: Path
@@ -71,6 +70,7 @@ class EvalReport:
     kinds: tuple[KindScore, ...]
     pictures: tuple[PictureScore, ...]
     unmasked: int
+    skipped: tuple[str, ...]
     texture: bool | None
     seconds: float
 
@@ -95,8 +95,8 @@ def evaluate(
     """Score the test pictures of ``data`` one by one, as the daemon does, and compute the metrics.
 
     ``seed``: of a seeded layout; left out, it is the bundle's if the bundle was fitted by the same layout.
-    Raises DataError for an evaluation that contradicts the bundle's split (test pictures that were fitted), missing
-    or unreadable pictures and masks; BundleError; EngineError."""
+    Raises DataError for an evaluation that contradicts the bundle's split (test pictures that were
+    fitted), missing or unreadable pictures and masks; BundleError; EngineError."""
     started = time.perf_counter()
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
@@ -127,16 +127,14 @@ def check_split(bundle: Bundle, split: Split) -> None:
     names = {picture.name for picture in remembered.fitted}
     own_split = remembered.layout == split.layout and {split.name(path) for path in split.good} == names
     if same_pictures and own_split:
-        # The very split of the fit: a test file equal to a fitted one is then a duplicate inside the data set.
-        names_tested = {split.name(item.path) for item in split.test}
-        overlap = [item.path for item in split.test if split.name(item.path) in names & names_tested]
+        # The very split of the fit: a test file equal to a fitted one is then a duplicate inside the data
+        # set.
+        overlap = [item.path for item in split.test if split.name(item.path) in names]
     else:
         overlap = [item.path for item in split.test if file_sha256(item.path) in fitted]
     if overlap:
         how = f"--layout {remembered.layout}" + (f" --seed {seeds[0]}" if seeds[0] is not None else "")
-        hint = (
-            " (--seed at the fit holds a fifth of the good pictures back)" if split.layout == "folder" else ""
-        )
+        hint = " (--seed at the fit holds a fifth of the good pictures back)" if split.layout == "folder" else ""
         raise DataError(
             f"{bundle.path}: {len(overlap)} of the {len(split.test)} test pictures were fitted, first {overlap[0]};"
             f" it was fitted with {how}: evaluate the same way, or on other pictures{hint}"
@@ -160,6 +158,7 @@ def _run(
 ) -> EvalReport:
     manifest = bundle.manifest
     pool, unmasked = PixelPool(), 0
+    skipped: list[str] = []
     pictures: list[PictureScore] = []
     with ExitStack() as undo:
         crew: list[Worker[Scored]] = []
@@ -177,7 +176,7 @@ def _run(
         threshold, size = scorer.threshold, scorer.size
         paths = [item.path for item in split.test]
         for index, scored in run_pictures(
-            paths, crew, skip_unreadable=skip_unreadable, progress=progress, what="scoring"
+            paths, crew, skip_unreadable=skip_unreadable, skipped=skipped, progress=progress, what="scoring"
         ):
             item = split.test[index]
             pictures.append(_picture(split, item, scored, threshold, manifest.score))
@@ -214,6 +213,7 @@ def _run(
         kinds=_kinds(pictures),
         pictures=tuple(pictures),
         unmasked=unmasked,
+        skipped=tuple(skipped),
         texture=split.root.resolve().name in TEXTURES if split.layout == "mvtec" else None,
         seconds=time.perf_counter() - started,
     )

@@ -1,7 +1,8 @@
 """Pictures through the backbone, in order, on a few threads.
 
-Each worker thread has an engine of its own on one thread and takes one picture at a time, exactly as the daemon
-does; decoding and inference release the interpreter's lock. The results are those of one worker, to the last bit.
+Each worker thread has an engine of its own on one thread and takes one picture at a time, exactly as the
+daemon does; decoding and inference release the interpreter's lock. The results are those of one worker, to
+the last bit.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class Worker(Generic[Result]):
-    """An engine and what is done with its taps ([1, C, h, w] each, fresh arrays): used by one thread at a time."""
+    """An engine and what is done with its taps ([1, C, h, w] each, fresh arrays): used by one thread at a
+    time."""
 
     engine: Engine
     work: Work[Result]
@@ -52,8 +54,8 @@ def run_pictures(
 ) -> Iterator[tuple[int, Result]]:
     """Yields (index into ``paths``, result), in order. Closes no engine.
 
-    Unreadable pictures: all of them are found (the engine idles after the first), then one DataError lists them;
-    with ``skip_unreadable`` they are left out and their lines appended to ``skipped``.
+    Unreadable pictures: all of them are found (the engine idles after the first), then one DataError lists
+    them; with ``skip_unreadable`` they are left out and their lines appended to ``skipped``.
     """
     single_thread()
     free: SimpleQueue[Worker[Result]] = SimpleQueue()

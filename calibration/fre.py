@@ -1,7 +1,8 @@
 """Fitting FRE: a subspace a layer, and the residuals of pictures that it has not seen.
 
-Everything starts from the pooled features rounded to float16, which is what a bundle keeps: a refit from the bundle
-and the fit that wrote it see the same numbers. The rounding moves a score by far less than a part in a thousand.
+Everything starts from the pooled features rounded to float16, which is what a bundle keeps: a refit from the
+bundle and the fit that wrote it see the same numbers. The rounding moves a score by far less than a part in a
+thousand.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Unseen:
 
 @dataclass(frozen=True)
 class MethodFit:
-    """What fitting gives: the head's spec and arrays; residuals to set the score's constants with (of the fitted
-    pictures, by folds) and to calibrate with (the same, or those of a held-out split); the Gram matrices."""
+    """What fitting gives: the head's spec and arrays; residuals to set the score's constants with (of the
+    fitted pictures, by folds) and to calibrate with (the same, or those of a held-out split); the Gram
+    matrices."""
 
     spec: dict[str, object]
     arrays: dict[str, F32]
@@ -66,9 +68,10 @@ def fit(
 ) -> MethodFit:
     """Fit FRE on ``features`` (layer -> float16 [N, C, h, w], pooled by ``pool`` from taps of ``shapes``).
 
-    folds: a partition of the pictures that are not held, for the residuals of unseen pictures; held: indices of
-    pictures kept out of the fit altogether, or None. grams: those of an earlier fit of the same features.
-    Raises DataError: no variation among the pictures, features that are not finite, an impossible variance."""
+    folds: a partition of the pictures that are not held, for the residuals of unseen pictures; held:
+    indices of pictures kept out of the fit altogether, or None. grams: those of an earlier fit of the same
+    features. Raises DataError: no variation among the pictures, features that are not finite, an
+    impossible variance."""
     if not 0 < variance < 1:
         raise DataError(f"the retained variance must lie between 0 and 1, not {variance}")
     spec: dict[str, object] = {

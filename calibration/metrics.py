@@ -1,12 +1,12 @@
 """Image and pixel metrics, exact: every threshold that exists, ties shared, one sort.
 
-Definitions: image AUROC by ranks with ties counted half; pixel AUROC and pixel AP (step-wise, as scikit-learn's
-``average_precision_score``) over all pixels of all pictures pooled; AUPRO to a false-positive rate of 0.3: mean
-overlap of all 8-connected defect regions of the set against the share of defect-free pixels passed, linear between
-the thresholds, divided by 0.3 (Bergmann et al., MVTec AD, IJCV 2021).
+Definitions: image AUROC by ranks with ties counted half; pixel AUROC and pixel AP (step-wise, as
+scikit-learn's ``average_precision_score``) over all pixels of all pictures pooled; AUPRO to a false-positive
+rate of 0.3: mean overlap of all 8-connected defect regions of the set against the share of defect-free pixels
+passed, linear between the thresholds, divided by 0.3 (Bergmann et al., MVTec AD, IJCV 2021).
 
-The pixels are kept once, as uint64: the float32 value in an order-preserving code above, its region's number below.
-A set of 583 pictures of 256 x 256 takes 306 MB and one in-place sort.
+The pixels are kept once, as uint64: the float32 value in an order-preserving code above, its region's number
+below. A set of 583 pictures of 256 x 256 takes 306 MB and one in-place sort.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _SIGN = np.uint32(0x80000000)
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """auroc, ap in [0, 1]; aupro in [0, 1], to a false-positive rate of 0.3. None where a class is missing."""
+    """auroc, ap in [0, 1]; aupro in [0, 1], to a false-positive rate of 0.3. None where a class is
+    missing."""
 
     auroc: float | None
     ap: float | None
@@ -37,7 +38,8 @@ class PixelMetrics:
 def image_auroc(scores: ArrayLike, is_defect: ArrayLike) -> float | None:
     """Area under the ROC curve of picture scores [n]: P(defect scores higher), ties counted one half.
 
-    None when the good or the defective pictures are missing. Raises DataError for scores that are not finite."""
+    None when the good or the defective pictures are missing. Raises DataError for scores that are not
+    finite."""
     values = np.asarray(scores, np.float64)
     defect = np.asarray(is_defect, bool)
     if not np.isfinite(values).all():
@@ -62,7 +64,8 @@ class PixelPool:
         self._region_sizes: list[int] = []
 
     def add(self, anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> None:
-        """One picture: float32 [H, W] map and its mask of the same shape (None: a good picture, no defect pixel).
+        """One picture: float32 [H, W] map and its mask of the same shape (None: a good picture, no defect
+        pixel).
 
         Raises DataError for another shape or values that are not finite."""
         if mask is not None and mask.shape != anomaly_map.shape:
@@ -105,9 +108,7 @@ class PixelPool:
         return PixelMetrics(*(min(1.0, float(value)) for value in (auroc, ap, aupro / FPR_LIMIT)))
 
 
-def pixel_metrics(
-    maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_] | None]
-) -> PixelMetrics:
+def pixel_metrics(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_] | None]) -> PixelMetrics:
     """All at once: see :class:`PixelPool`."""
     pool = PixelPool()
     for anomaly_map, mask in zip(maps, masks, strict=True):
@@ -122,8 +123,9 @@ def _ordered_code(values: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 
 def _curves(pixels: NDArray[np.uint64], weights: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Cumulative [defect pixels, good pixels, mean region overlap] after each distinct value, from the highest
-    down, chunk by chunk: float64 [3, m]. Pixels of equal value pass together, so they make one point."""
+    """Cumulative [defect pixels, good pixels, mean region overlap] after each distinct value, from the
+    highest down, chunk by chunk: float64 [3, m]. Pixels of equal value pass together, so they make one
+    point."""
     total = np.zeros(3)
     for end in range(len(pixels), 0, -_CHUNK):
         start = max(0, end - _CHUNK)

@@ -18,9 +18,9 @@ HOLDOUT_SHARE = 0.2
 class FitOptions:
     """What a fit may be asked for; the defaults are the documented ones.
 
-    false_alarms: accepted rate of false alarms an inspected picture, in (0, 1). calibration: "folds" (all pictures
-    fitted, each scored once by a model without it) or "holdout" (a fifth is kept out: exact guarantee).
-    seed: of folds, hold-out and bootstrap. tail: settings of the anomaly map."""
+    false_alarms: accepted rate of false alarms an inspected picture, in (0, 1). calibration: "folds" (all
+    pictures fitted, each scored once by a model without it) or "holdout" (a fifth is kept out: exact
+    guarantee). seed: of folds, hold-out and bootstrap. tail: settings of the anomaly map."""
 
     method: str = fre.METHOD
     layers: tuple[str, ...] = DEFAULT_LAYERS
@@ -49,9 +49,7 @@ class FitOptions:
         if not 0 < self.variance < 1:
             raise DataError(f"the retained variance must lie between 0 and 1, not {self.variance}")
         if not 0 < self.false_alarms < 1:
-            raise DataError(
-                f"the accepted rate of false alarms must lie between 0 and 1: {self.false_alarms}"
-            )
+            raise DataError(f"the accepted rate of false alarms must lie between 0 and 1: {self.false_alarms}")
         if self.pool < 1 or self.folds < 2 or not 0 < self.holdout < 1:
             raise DataError("pool must be at least 1, folds at least 2, the hold-out share between 0 and 1")
         if self.calibration not in ("folds", "holdout"):

@@ -1,9 +1,9 @@
 """Exact snapshot PCA: principal axes of few pictures of very many features, without torch.
 
 With N << D the principal axes are combinations of the pictures: K = X X^T (N x N, float64, X centred),
-K = V L V^T, W = L_k^(-1/2) V_k^T X. And so is every residual of a model fitted on part of the pictures: one matrix
-C (N x N) of coefficients gives the held-out residuals of all folds as R = C X, a single product, from K alone.
-All products run over chunks of columns, so that memory is the float16 features plus a few chunks.
+K = V L V^T, W = L_k^(-1/2) V_k^T X. And so is every residual of a model fitted on part of the pictures: one
+matrix C (N x N) of coefficients gives the held-out residuals of all folds as R = C X, a single product, from
+K alone. All products run over chunks of columns, so that memory is the float16 features plus a few chunks.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Subspace:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Residuals of pictures under models fitted without them: maps float32 [N, h, w] (mean over channels of r^2),
-    norms float64 [N] (||r||_2)."""
+    """Residuals of pictures under models fitted without them: maps float32 [N, h, w] (mean over channels
+    of r^2), norms float64 [N] (||r||_2)."""
 
     maps: F32
     norms: F64
@@ -85,9 +85,7 @@ def gram(features: Features, mean: F64) -> F64:
         block -= mean[columns]
         total += block @ block.T
     if not np.isfinite(total).all():
-        raise DataError(
-            "some features are not finite or above 65504 (float16's end); check the backbone's weights"
-        )
+        raise DataError("some features are not finite or above 65504 (float16's end); check the backbone's weights")
     return total
 
 
@@ -110,8 +108,9 @@ def fit_subspace(features: Features, mean: F64, gram_matrix: F64, variance: floa
 def held_out(
     features: Features, mean: F64, gram_matrix: F64, folds: Sequence[NDArray[np.intp]], variance: float
 ) -> HeldOut:
-    """Every picture's residual under the model fitted on all folds but its own. ``folds`` partition the pictures
-    (or some of them: a picture in no fold is never held out, and its residual is that of coefficients zero)."""
+    """Every picture's residual under the model fitted on all folds but its own. ``folds`` partition the
+    pictures (or some of them: a picture in no fold is never held out, and its residual is that of
+    coefficients zero)."""
     flat = features.reshape(len(features), -1)
     _, channels, height, width = features.shape
     mix = held_out_mix(gram_matrix, folds, variance).astype(np.float32)
@@ -131,9 +130,9 @@ def held_out(
 def held_out_mix(gram_matrix: F64, folds: Sequence[NDArray[np.intp]], variance: float) -> F64:
     """C, float64 [N, N], with residual_i = sum_j C_ij x_j under the model fitted without i's fold.
 
-    For a fold's training set T (n pictures, centred by their own mean m_T): K_T = J K[T,T] J = V L V^T. A held-out
-    x has the centred inner products k = J (K[T, x] - K[T,T] 1 / n), its reconstruction is the combination
-    J V_k L_k^-1 V_k^T k of T, and its residual x - m_T minus that."""
+    For a fold's training set T (n pictures, centred by their own mean m_T): K_T = J K[T,T] J = V L V^T. A
+    held-out x has the centred inner products k = J (K[T, x] - K[T,T] 1 / n), its reconstruction is the
+    combination J V_k L_k^-1 V_k^T k of T, and its residual x - m_T minus that."""
     count = len(gram_matrix)
     mix = np.zeros((count, count))
     for test in folds:

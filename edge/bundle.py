@@ -1,13 +1,12 @@
 """Bundles: what ``edge fit`` writes and ``edge run`` loads. A folder, or the same files in a .zip.
 
-    bundle.json             the manifest: versions, settings, thresholds, provenance, SHA-256 and size of every file
-    head.safetensors        the head's arrays
-    backbone.onnx           the graph that gives the taps
+    bundle.json             the manifest: versions, settings, thresholds, provenance, SHA-256 and size of
+    every file head.safetensors        the head's arrays backbone.onnx           the graph that gives the taps
     calibration.safetensors scores of held-out good pictures, in the order of the split's list
     refit.safetensors       optional: float16 pooled features and their float64 Gram matrices
 
-Never pickle. Every size is bounded before it is read, every hash verified before it is parsed, and the manifest
-carries a checksum of itself: what was damaged, cut short or edited is refused with one line.
+Never pickle. Every size is bounded before it is read, every hash verified before it is parsed, and the
+manifest carries a checksum of itself: what was damaged, cut short or edited is refused with one line.
 """
 
 from __future__ import annotations
@@ -174,8 +173,8 @@ class Bundle:
 def load_bundle(path: Path | str) -> Bundle:
     """Load and verify a bundle: sizes, hashes, the manifest, and that the head can be built from its arrays.
 
-    Raises BundleError, one line naming the file and the remedy: missing, not a bundle, a newer format, edited,
-    cut short, an unknown method, arrays of the wrong shape.
+    Raises BundleError, one line naming the file and the remedy: missing, not a bundle, a newer format,
+    edited, cut short, an unknown method, arrays of the wrong shape.
     """
     path = Path(path)
     with open_files(path) as files:
@@ -187,9 +186,7 @@ def load_bundle(path: Path | str) -> Bundle:
         data = {name: _verified(path, files, name, manifest.files[name]) for name in REQUIRED}
         for name in sorted(set(manifest.files) - set(REQUIRED)):
             if name != REFIT:
-                raise BundleError(
-                    f"{path}: the manifest lists an unknown file {name!r}; fit the bundle again"
-                )
+                raise BundleError(f"{path}: the manifest lists an unknown file {name!r}; fit the bundle again")
             _verify(path, files, name, manifest.files[name])
     graph = data[GRAPH]
     if len(graph) > MAX_GRAPH or hashlib.sha256(graph).hexdigest() != manifest.backbone.graph_sha256:
@@ -221,9 +218,9 @@ def write_bundle(
     graph: bytes,
     refit: Arrays | None = None,
 ) -> Manifest:
-    """Write a bundle atomically (a folder; a .zip where ``path`` ends so): after a crash or a full disk there is
-    the old bundle or the new one, never half of one. An older bundle of the same name is replaced; anything else
-    of that name is left alone.
+    """Write a bundle atomically (a folder; a .zip where ``path`` ends so): after a crash or a full disk there
+    is the old bundle or the new one, never half of one. An older bundle of the same name is replaced;
+    anything else of that name is left alone.
 
     ``manifest.files`` and ``checksum`` are filled in; the manifest as written is returned. Raises BundleError
     when something else has the name, ResourceError when the disk is full or may not be written."""
@@ -235,10 +232,7 @@ def write_bundle(
     }
     if refit is not None:
         contents[REFIT] = safetensors_numpy.save(_plain(refit))
-    files = {
-        name: FileInfo(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        for name, data in contents.items()
-    }
+    files = {name: FileInfo(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": files, "checksum": ""})
     manifest = manifest.model_copy(update={"checksum": _checksum(manifest.model_dump(mode="json"))})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode()
@@ -261,9 +255,7 @@ def _manifest(path: Path, files: BundleFiles) -> Manifest:
     try:
         content = json.loads(files.read(MANIFEST, MAX_MANIFEST))
     except (ValueError, RecursionError):
-        raise BundleError(
-            f"{path}: {MANIFEST} is damaged or cut short; copy or fit the bundle again"
-        ) from None
+        raise BundleError(f"{path}: {MANIFEST} is damaged or cut short; copy or fit the bundle again") from None
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise BundleError(f"{path}: {MANIFEST} is not a bundle's manifest; make one with: edge fit")
     if content["format_version"] > FORMAT_VERSION:
@@ -289,9 +281,7 @@ def _verify(path: Path, files: BundleFiles, name: str, info: FileInfo) -> None:
         raise BundleError(f"{path}: {name} is missing; copy or fit the bundle again")
     if size != info.size:
         kind = "cut short" if size < info.size else "too long"
-        raise BundleError(
-            f"{path}: {name} is {kind}: {size} bytes of {info.size}; copy or fit the bundle again"
-        )
+        raise BundleError(f"{path}: {name} is {kind}: {size} bytes of {info.size}; copy or fit the bundle again")
     if files.sha256(name, info.size) != info.sha256:
         raise BundleError(f"{path}: {name} was changed or damaged (its hash differs); copy or fit it again")
 
@@ -328,14 +318,10 @@ def _fits(bundle: Bundle) -> None:
     head = bundle.make_head()
     missing = set(head.taps) - {tap.name for tap in manifest.backbone.taps}
     if missing:
-        raise BundleError(
-            f"{bundle.path}: the head reads taps the backbone lacks: {', '.join(sorted(missing))}"
-        )
+        raise BundleError(f"{bundle.path}: the head reads taps the backbone lacks: {', '.join(sorted(missing))}")
     scores = bundle.calibration.get("score")
     if scores is None or scores.shape != (manifest.calibration.count,) or scores.dtype != np.float64:
-        raise BundleError(
-            f"{bundle.path}: {CALIBRATION} does not hold the {manifest.calibration.count} scores"
-        )
+        raise BundleError(f"{bundle.path}: {CALIBRATION} does not hold the {manifest.calibration.count} scores")
     try:
         Calibrated(scores, manifest.calibration.tail)
     except HeadError as error:

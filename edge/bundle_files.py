@@ -86,7 +86,8 @@ class _ZipFiles(_Files):
 
 @contextmanager
 def open_files(path: Path) -> Iterator[BundleFiles]:
-    """The files of the bundle at ``path``. Raises BundleError: missing, not a bundle, not readable, damaged."""
+    """The files of the bundle at ``path``. Raises BundleError: missing, not a bundle, not readable,
+    damaged."""
     try:
         if path.is_dir():
             yield _FolderFiles(path)
@@ -103,13 +104,24 @@ def open_files(path: Path) -> Iterator[BundleFiles]:
         raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def check_target(path: Path, marker: str = "bundle.json") -> None:
+    """Raises what :func:`write_files` would for a target that cannot be written, as far as it can be known
+    before there is anything to write."""
+    _refuse_foreign(path, marker, _is_zip(path))
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceError(f"{path}: {folder} may not be written to; choose another --out")
+
+
 def write_files(path: Path, contents: Mapping[str, bytes], marker: str) -> None:
     """Write a folder (a .zip where ``path`` ends so) with exactly these files, atomically and durably.
 
-    Something already at ``path`` is replaced only if it is a bundle (a .zip file, or a folder that is empty or
-    holds ``marker``). Raises BundleError when it is something else, ResourceError when the disk refuses.
+    Something already at ``path`` is replaced only if it is a bundle (a .zip file, or a folder that is empty
+    or holds ``marker``). Raises BundleError when it is something else, ResourceError when the disk refuses.
     """
-    as_zip = path.suffix.lower() == ".zip"
+    as_zip = _is_zip(path)
     _refuse_foreign(path, marker, as_zip)
     # Beside the target: a rename is atomic only within one file system.
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
@@ -133,6 +145,10 @@ def write_files(path: Path, contents: Mapping[str, bytes], marker: str) -> None:
             f"{path}: the bundle cannot be written ({error.strerror or error});"
             " free space or choose another --out; nothing was changed"
         ) from None
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
 
 
 def _refuse_foreign(path: Path, marker: str, as_zip: bool) -> None:

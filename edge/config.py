@@ -6,6 +6,7 @@ Checking a file touches no camera, no network and no device. Relative paths are 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -158,7 +159,8 @@ def parse_line(data: dict[str, Any], path: Path) -> LineFile:
 def _anchored(model: Any, base: Path) -> Any:
     """A copy of ``model`` whose relative paths are relative to ``base``."""
     if isinstance(model, Path):
-        return base / model.expanduser()
+        # $CREDENTIALS_DIRECTORY and the like are filled in first: they name absolute folders.
+        return base / Path(os.path.expandvars(model)).expanduser()
     if isinstance(model, tuple):
         return tuple(_anchored(item, base) for item in model)
     if isinstance(model, BaseModel):

@@ -22,6 +22,6 @@ while True:
             last = alert["id"]
             print(last, alert["camera"], alert["why"], alert["picture"], flush=True)
     if not answer["more"]:
-        stream.poll(5000)  # the stream is only the wake-up call: the alerts themselves come from the replay
+        stream.poll(2000)  # the stream is only the wake-up call: the alerts themselves come from the replay
         while stream.poll(0):
             stream.recv_multipart()

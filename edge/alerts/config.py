@@ -70,6 +70,11 @@ class _Settings(BaseModel):
 class AlertPolicy(_Settings):
     """When anomalous frames become an alert, and which evidence is kept. One policy a camera."""
 
+    each: Literal["episode", "frame"] = Field(
+        "episode",
+        description="episode: one alert from the first confirmed frame until the camera is calm again. frame: every"
+        " anomalous frame is an alert of its own, for lines where each frame shows another part.",
+    )
     n: int = Field(
         default=1, ge=1, le=MAX_WINDOW, description="Anomalous frames needed among the last m inspected ones."
     )
@@ -120,6 +125,8 @@ class AlertPolicy(_Settings):
     def _n_of_m(self) -> AlertPolicy:
         if self.n > self.m:
             raise ValueError(f"n must not be above m (n of m frames). Got n = {self.n}, m = {self.m}")
+        if self.each == "frame" and (self.m > 1 or self.clear_after > 1 or self.repeat_s is not None):
+            raise ValueError("each = \"frame\" knows no window and no episode: leave out n, m, clear_after and repeat_s")
         return self
 
 

@@ -127,14 +127,6 @@ def _free_bytes(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-def shrink_log(connection: sqlite3.Connection) -> None:
-    """Move the write-ahead log into the database and cut the log to nothing, where there is room for that."""
-    try:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except sqlite3.OperationalError:
-        pass  # the disk is too full even for that: the caller finds other room
-
-
 def as_resource_error(error: BaseException, path: Path) -> ResourceError:
     """The one line for a person, from an error that neither room nor a new file mends."""
     text = error.strerror if isinstance(error, OSError) else str(error)

@@ -1,10 +1,10 @@
 """From verdicts to alerts: n of m, hysteresis, cooldown. Pure: no clock, socket or file inside.
 
-An *episode* runs from the raise to the clear and has one alert. It opens on an anomalous frame when at
-least ``n`` of the last ``m`` inspected frames of that camera were anomalous, and closes after
-``clear_after`` inspected frames in a row that count as normal again; the window then starts empty. A frame
-that was not inspected neither confirms nor clears: it leaves the state untouched. Every doubt about clocks
-is decided in favour of raising.
+An *episode* runs from the raise to the clear and has one alert. It opens on an anomalous frame when at least ``n``
+of the last ``m`` inspected frames of that camera were anomalous, and closes after ``clear_after`` inspected frames
+in a row that count as normal again; the window then starts empty. With ``each = "frame"`` there are no episodes:
+every anomalous frame outside the cooldown raises. A frame that was not inspected neither confirms nor clears: it
+leaves the state untouched. Every doubt about clocks is decided in favour of raising.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def decide(policy: AlertPolicy, state: DecisionState, seen: Observation) -> tupl
     anomalous = seen.verdict == "anomalous"
     window = (*state.window, anomalous)[-policy.m :]
     state = replace(state, window=window, seen_at=now)
-    if state.raised:
+    if state.raised and policy.each == "episode":
         return _within_episode(policy, state, seen, now)
     if not anomalous:
         return state, Hold("normal")
@@ -123,7 +123,7 @@ def decide(policy: AlertPolicy, state: DecisionState, seen: Observation) -> tupl
         return state, Hold("confirming")
     if state.raised_at is not None and _seconds_since(state.raised_at, now) < policy.cooldown_s:
         return state, Hold("cooldown")
-    opened = replace(state, raised=True, calm=0, raised_at=now)
+    opened = replace(state, raised=policy.each == "episode", calm=0, raised_at=now)
     return opened, Raise(sum(window), len(window), lapsed=lapsed)
 
 

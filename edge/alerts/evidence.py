@@ -34,7 +34,7 @@ _SCALE: tuple[tuple[float, float, tuple[int, int, int]], ...] = (
 )
 _STEPS = 1024
 _INK, _PAPER, _FAINT = (240, 240, 240), (24, 22, 20), (150, 150, 150)
-_SMALLEST, _LARGEST = 640, 1920  # the longer side of the result, caption apart
+_SMALLEST, _LARGEST = 640, 1280  # the longer side of the result, caption apart
 _FACE = getattr(cv2, "FontFace", None)  # OpenCV 5 draws TrueType; 4 has its stroke font
 
 
@@ -61,7 +61,7 @@ def overlay(
     alarm: bool | None = None,
     side_by_side: bool = False,
 ) -> Picture:
-    """Draw the evidence: uint8 BGR, the picture scaled so that its longer side is 640 to 1920 pixels, with
+    """Draw the evidence: uint8 BGR, the picture scaled so that its longer side is 640 to 1280 pixels, with
     a caption and the colour scale below it.
 
     ``picture``: uint8 BGR [H, W, 3]. ``anomaly_map``: float32 [h, w], finite, of ``roi`` (x, y, width,

@@ -262,7 +262,7 @@ class AlertStore:
 
     def _guarded(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do ``work``; again after making room on a full disk, and after replacing a damaged file."""
-        replaced = shrunk = False
+        replaced = False
         while True:
             try:
                 if self._connection is None:
@@ -270,11 +270,7 @@ class AlertStore:
                 return work(self._connection)
             except (sqlite3.Error, OSError, database.Damaged) as error:
                 if database.is_full(error, self.path.parent):
-                    if self._connection is not None and not shrunk:
-                        database.shrink_log(self._connection)
-                        shrunk = True
-                    else:
-                        self._make_room()
+                    self._make_room()
                 elif database.is_damage(error) and not replaced:
                     self._replace_damaged(error)
                     replaced = True

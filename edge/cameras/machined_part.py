@@ -158,9 +158,7 @@ _Painter = Callable[[Generator, PartModel, F32, F32], _Paint]
 
 def _spot(defect: Generator, model: PartModel, place: F32, reach: float) -> tuple[float, float]:
     """A point on the open surface, in the picture's pixels, at least about ``reach`` away from holes and edge."""
-    points = model.open_points(reach)
-    y, x = points[int(defect.integers(len(points)))]
-    return _on_picture(place, float(x), float(y))
+    return _on_picture(place, *model.open_point(reach, float(defect.random())))
 
 
 def _on_picture(place: F32, x: float, y: float) -> tuple[float, float]:

@@ -39,7 +39,8 @@ class PartModel:
     value of the part 0..255; coverage 0..1; share of brushing on the part, and factor for the belt's light beside it
     (its shadow); nothing. ``brushing``, ``belt``, ``grain``: textures in grey values, larger than the picture.
     ``across`` [W], ``down`` [H]: coordinates -1..1. ``clearance`` [H, W]: distance in pixels to the nearest hole,
-    engraving or edge; 0 off the part. ``colours`` [3, 256] uint8: blue, green, red for each grey value.
+    engraving or edge; 0 off the part. ``openness`` [N] int32: flat indices of the pixels of the open surface, the
+    freest first. ``colours`` [3, 256] uint8: blue, green, red for each grey value.
     """
 
     width: int
@@ -52,26 +53,24 @@ class PartModel:
     across: F32
     down: F32
     clearance: F32
+    openness: NDArray[np.int32]
     colours: NDArray[np.uint8]
 
     def to_pixels(self, x: float, y: float) -> tuple[float, float]:
         return self.width / 2 + self.scale * x, self.height / 2 + self.scale * y
 
-    def open_points(self, reach: float) -> NDArray[np.int64]:
-        """[N, 2] rows of (y, x): pixels at least ``reach`` pixels away from every hole and edge. Never empty: a
-        reach that no pixel has is lowered to what the freest tenth has."""
-        return _open_points(self, round(reach))
-
-
-@lru_cache(maxsize=256)
-def _open_points(model: PartModel, reach: int) -> NDArray[np.int64]:
-    freest = float(np.quantile(model.clearance[model.clearance > 0], 0.9))
-    return np.argwhere(model.clearance >= min(float(reach), freest))
+    def open_point(self, reach: float, share: float) -> tuple[float, float]:
+        """(x, y) of a pixel at least ``reach`` pixels away from every hole, engraving and edge; ``share``, 0 to
+        below 1, says which of them. A reach that hardly a pixel has is lowered to what the freest tenth has."""
+        freest = self.openness.size // 10
+        count = max(int(np.count_nonzero(self.clearance >= max(reach, 1.0))), freest, 1)
+        y, x = divmod(int(self.openness[int(share * count)]), self.width)
+        return float(x), float(y)
 
 
 @lru_cache(maxsize=4)
 def part_model(width: int, height: int) -> PartModel:
-    """Build the layers for pictures of ``width`` x ``height`` pixels (about 0.2 s at 640 x 480, then cached)."""
+    """Build the layers for pictures of ``width`` x ``height`` pixels (about 0.4 s at 640 x 480, then cached)."""
     scale = min(width / 640, height / 480)
     rows, columns = np.indices((height, width), np.float32)
     x = (columns - np.float32(width / 2)) / np.float32(scale)
@@ -116,7 +115,9 @@ def part_model(width: int, height: int) -> PartModel:
     fixed = {name: np.ascontiguousarray(layer, np.float32) for name, layer in layers.items()}
     for layer in fixed.values():
         layer.setflags(write=False)
-    return PartModel(width=width, height=height, scale=scale, colours=_colours(), **fixed)
+    face = np.flatnonzero(clearance)
+    openness = face[np.argsort(-clearance.ravel()[face], kind="stable")].astype(np.int32)
+    return PartModel(width=width, height=height, scale=scale, openness=openness, colours=_colours(), **fixed)
 
 
 def _colours() -> NDArray[np.uint8]:

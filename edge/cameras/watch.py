@@ -2,7 +2,7 @@
 
 Polling and not inotify: inotify does not see what other machines write to NFS or SMB shares, which is how pictures
 often arrive; its events say that a file was touched, not that it is whole, so sizes must be compared anyway; and it
-loses events when its queue is full, so the folder must be scanned anyway. A scan costs about 2 us a file.
+loses events when its queue is full, so the folder must be scanned anyway. A scan costs about 7 us a file.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def _fit(parts: Path, bundle: Path, good: int, method: str) -> None:
 
 
 def _line_file(bundle: Path, frames: int) -> str:
-    text = f'[line]\nname = "demo"\nbundle = "{bundle.name}"\n'
+    text = f'[line]\nname = "demo"\nbundle = "{bundle.name}"\n\n[alerts]\neach = "frame"\n'
     for name, seed, policy in CAMERAS:
         text += (
             f'\n[[camera]]\nname = "{name}"\npolicy = "{policy}"\n[camera.source]\nkind = "synthetic"\n'

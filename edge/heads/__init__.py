@@ -1,7 +1,7 @@
 """Heads: run-time arithmetic that turns backbone taps into residuals. The door of the package.
 
-A head knows neither files, cameras nor threads: taps in, level maps (and for some methods a norm) out. What all
-methods share (upsampling, fusion, smoothing, calibration) lies in :mod:`edge.heads.tail` and
+A head knows neither files, cameras nor threads: taps in, level maps (and for some methods a norm) out. What
+all methods share (upsampling, fusion, smoothing, calibration) lies in :mod:`edge.heads.tail` and
 :mod:`edge.heads.scorer`. Fit, evaluation and the daemon use this one arithmetic.
 """
 
@@ -54,7 +54,8 @@ class Residuals:
 
 
 class Head(Protocol):
-    """One method's run-time arithmetic. Not safe for use from two threads at once (it owns scratch memory)."""
+    """One method's run-time arithmetic. Not safe for use from two threads at once (it owns scratch
+    memory)."""
 
     method: str
     taps: tuple[str, ...]
@@ -84,8 +85,9 @@ def load_head(method: str, spec: Spec, arrays: Mapping[str, NDArray[Any]]) -> He
 def single_thread() -> None:
     """Limit BLAS and OpenCV to one thread in this process, for good.
 
-    A BLAS call that is split over threads adds in another order, so scores would depend on the machine's cores;
-    and a head is bound by memory bandwidth, where a second thread buys little. Parallelism is by process.
+    A BLAS call that is split over threads adds in another order, so scores would depend on the machine's
+    cores; and a head is bound by memory bandwidth, where a second thread buys little. Parallelism is by
+    process.
     """
     threadpool_limits(limits=1, user_api="blas")
     cv2.setNumThreads(1)

@@ -1,9 +1,9 @@
 """The run-time side of calibration: from a score to a p-value and a verdict's threshold.
 
 Inside the sample of calibration scores the p-value is the conformal one, (1 + #{calibration >= s}) / (n + 1).
-Beyond its largest score the sample can say no more than 1 / (n + 1); from there a generalised Pareto tail, fitted
-to the log scores by ``calibration`` and stored in the bundle, goes on. Both fall with the score, so the order of
-p-values never contradicts the order of scores.
+Beyond its largest score the sample can say no more than 1 / (n + 1); from there a generalised Pareto tail,
+fitted to the log scores by ``calibration`` and stored in the bundle, goes on. Both fall with the score, so
+the order of p-values never contradicts the order of scores.
 """
 
 from __future__ import annotations

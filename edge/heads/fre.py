@@ -3,8 +3,8 @@
     u = average-pooled taps, flattened;  z = W (u - mu);  r = (u - mu) - W^T z
     level map = mean over channels of r^2;  norm = ||r||_2 of the detection layer
 
-The printed signed channel mean cancels itself; squares are what the authors' code uses. Cost: W (k x D float32)
-is read twice for a picture, and nothing else counts: both passes run at the speed of a plain read of W.
+The printed signed channel mean cancels itself; squares are what the authors' code uses. The cost is reading W
+(k x D float32), which is taken in blocks of rows that fit the second-level cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.heads import ALIGNMENT, Array, HeadError, Residuals, Spec, aligned_empty
+
+_GROUP = 4  # pictures that share one pass over W
+_BLOCK_BYTES = 1 << 20  # measured on a core with 2 MB of L2: 0.5 to 1.5 MB is flat, 2 MB a tenth slower
 
 
 def pooled_shape(shape: tuple[int, int, int], pool: int) -> tuple[int, int, int]:
@@ -56,10 +59,10 @@ class _Layer:
     pooled: tuple[int, int, int]
     mean: Array  # [D]
     basis: Array  # [k, D], orthonormal rows
-    # Scratch, one picture: centred features, code, reconstruction (then the residual's square).
-    centred: Array
-    code: Array
-    rebuilt: Array
+    # Scratch: residuals in the making, their code, and what one block of rows takes away.
+    work: Array  # [_GROUP, D]
+    code: Array  # [k]
+    share: Array  # [D]
 
 
 class FreHead:
@@ -79,9 +82,7 @@ class FreHead:
             self.pool = int(spec["pool"])
             shapes = {name: tuple(int(n) for n in spec[f"shape_{name}"]) for name in self.taps}
         except (KeyError, TypeError, ValueError) as error:
-            raise HeadError(
-                f"the FRE head's settings are incomplete or of the wrong type ({error})"
-            ) from None
+            raise HeadError(f"the FRE head's settings are incomplete or of the wrong type ({error})") from None
         if not self.taps or self.detection not in self.taps or self.pool < 1:
             raise HeadError(
                 f"the FRE head's settings contradict themselves: layers {list(self.taps)}, detection layer"
@@ -92,9 +93,8 @@ class FreHead:
     def residuals(self, taps: Mapping[str, Array]) -> Residuals:
         """See :class:`edge.heads.Head`. norms: ||r||_2 of the detection layer, in feature units.
 
-        Pictures are taken one by one: two matrix-vector products run at the speed of memory, where a product
-        with a batch of four is three times slower in OpenBLAS, and a score then does not depend on the batch
-        size at all, to the last bit.
+        A picture's arithmetic is the same in every batch, to the last bit: matrix-vector products for each,
+        which also beat a product with a matrix of four columns in OpenBLAS by a third.
         """
         levels: list[Array] = []
         norms: NDArray[np.float64] | None = None
@@ -102,8 +102,9 @@ class FreHead:
             tap = _checked(taps, layer)
             maps = np.empty((tap.shape[0], *layer.pooled[1:]), np.float32)
             with np.errstate(over="ignore", invalid="ignore"):  # judged below, once, on the sums
-                for picture, level in zip(tap, maps, strict=True):
-                    _residual_map(layer, picture, self.pool, level)
+                for start in range(0, len(tap), _GROUP):
+                    group = slice(start, start + _GROUP)
+                    _residual_maps(layer, tap[group], self.pool, maps[group])
                 energy = maps.sum(axis=(1, 2), dtype=np.float64) * layer.pooled[0]
             if not np.isfinite(energy).all():
                 raise HeadError(
@@ -116,22 +117,29 @@ class FreHead:
         return Residuals(levels, norms)
 
 
-def _residual_map(layer: _Layer, picture: Array, pool: int, out: Array) -> None:
-    pool_mean(picture, pool, out=layer.centred.reshape(layer.pooled))
-    np.subtract(layer.centred, layer.mean, out=layer.centred)
-    np.dot(layer.basis, layer.centred, out=layer.code)
-    np.dot(layer.code, layer.basis, out=layer.rebuilt)
-    np.subtract(layer.centred, layer.rebuilt, out=layer.rebuilt)
-    np.square(layer.rebuilt, out=layer.rebuilt)
-    np.mean(layer.rebuilt.reshape(layer.pooled), axis=0, out=out)
+def _residual_maps(layer: _Layer, pictures: Array, pool: int, out: Array) -> None:
+    work = layer.work[: len(pictures)]
+    for picture, residual in zip(pictures, work, strict=True):
+        pool_mean(picture, pool, out=residual.reshape(layer.pooled))
+        residual -= layer.mean
+    # The rows are orthogonal, so each block of them may take its share away at once, before the next is looked
+    # at: W comes from memory once instead of twice, and once for the whole group.
+    rows = max(4, _BLOCK_BYTES // (4 * layer.basis.shape[1]))
+    for start in range(0, len(layer.basis), rows):
+        block = layer.basis[start : start + rows]
+        code = layer.code[start : start + rows]
+        for residual in work:
+            np.dot(block, residual, out=code)
+            np.dot(code, block, out=layer.share)
+            residual -= layer.share
+    np.square(work, out=work)
+    np.mean(work.reshape(len(pictures), *layer.pooled), axis=1, out=out)
 
 
 def _checked(taps: Mapping[str, Array], layer: _Layer) -> Array:
     tap = taps.get(layer.name)
     if tap is None:
-        raise HeadError(
-            f"the engine gives no tap {layer.name!r}; it gives {', '.join(sorted(taps)) or 'none'}"
-        )
+        raise HeadError(f"the engine gives no tap {layer.name!r}; it gives {', '.join(sorted(taps)) or 'none'}")
     if tap.ndim != 4 or tap.shape[1:] != layer.shape or tap.dtype != np.float32:
         raise HeadError(
             f"tap {layer.name} is {tap.dtype} {list(tap.shape)}, the bundle was fitted on"
@@ -162,7 +170,7 @@ def _layer(name: str, shape: tuple[int, ...], pool: int, arrays: Mapping[str, ND
     lengths = np.einsum("ij,ij->i", basis, basis, dtype=np.float32)
     if not (np.isfinite(mean).all() and np.all(np.abs(lengths - 1) < 1e-2)):
         raise HeadError(f"layer {name}: the subspace's rows are not of length 1, or not finite")
-    scratch = [aligned_empty((size,)), aligned_empty((basis.shape[0],)), aligned_empty((size,))]
+    scratch = [aligned_empty((_GROUP, size)), aligned_empty((basis.shape[0],)), aligned_empty((size,))]
     return _Layer(name, (channels, height, width), pooled, mean, basis, *scratch)
 
 

@@ -4,10 +4,11 @@ Three rules give the image score; all their parts are returned with every score:
 
 * ``norm``: the head's own norm (FRE: the residual's length in the detection layer);
 * ``max``: the maximum of the fused anomaly map;
-* ``combined``: the larger of the two on one scale. Each is standardised on the log scale with the mean and the
-  standard deviation that held-out good pictures gave it, z = (log s - mean) / std, and the score is
-  exp(std_norm max(z_norm, z_max)): about how many times a typical good picture's residual. The monotone exp keeps
-  the score positive, so that a relative difference between two runs means something; it changes no order.
+* ``combined``: the larger of the two on one scale. Each is standardised on the log scale with the mean and
+  the standard deviation that held-out good pictures gave it, z = (log s - mean) / std, and the score is
+  exp(std_norm max(z_norm, z_max)): about how many times a typical good picture's residual. The monotone exp
+  keeps the score positive, so that a relative difference between two runs means something; it changes no
+  order.
 """
 
 from __future__ import annotations
@@ -115,9 +116,7 @@ class Scorer:
         return Scored(score, self.calibrated.p_value(score), parts, map_)
 
 
-def score_parts(
-    tail: Tail, residuals: Residuals, out: Array | None = None
-) -> tuple[Array, list[dict[str, float]]]:
+def score_parts(tail: Tail, residuals: Residuals, out: Array | None = None) -> tuple[Array, list[dict[str, float]]]:
     """Anomaly maps [B, *size] and, per picture, the parts ``max`` and (where the head has one) ``norm``."""
     maps, maxima = tail.apply(residuals.levels, out)
     parts = [{"max": float(value)} for value in maxima]

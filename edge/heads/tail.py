@@ -89,9 +89,7 @@ class Tail:
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise HeadError(
-                f"maps go into C-contiguous float32 {list(shape)}, not {out.dtype} {list(out.shape)}"
-            )
+            raise HeadError(f"maps go into C-contiguous float32 {list(shape)}, not {out.dtype} {list(out.shape)}")
         scores = np.empty(count, np.float64)
         for i in range(count):
             self._fuse([level[i] for level in levels], out[i])
@@ -128,9 +126,7 @@ class Tail:
 
     def _smooth(self, out: Array) -> None:
         if self.spec.smooth == "gauss":
-            cv2.GaussianBlur(
-                out, self._gauss, self.spec.sigma, dst=self._scratch, borderType=cv2.BORDER_REFLECT
-            )
+            cv2.GaussianBlur(out, self._gauss, self.spec.sigma, dst=self._scratch, borderType=cv2.BORDER_REFLECT)
             np.copyto(out, self._scratch)
         elif self.spec.smooth == "mean":
             size = (self.spec.kernel, self.spec.kernel)

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from edge.errors import EdgeError, Exit
-from edge.stages.base import Stage
+from edge.stages.base import Stage, StopRequested
 from edge.wire.control import Control, ControlClosed
 from edge.wire.ledger import Station
 
@@ -77,6 +77,8 @@ def main() -> int:
         make_stage(control, spec).run()
     except ControlClosed:
         return Exit.CRASHED
+    except StopRequested:
+        return Exit.OK
     except EdgeError as error:
         _fatal(control, int(error.exit_code), str(error))
         return error.exit_code

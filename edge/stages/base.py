@@ -56,6 +56,10 @@ class Counters:
     malformed: int = 0  # messages that were no descriptor
 
 
+class StopRequested(Exception):
+    """The supervisor asked this stage to stop while it waited for something that will not come any more."""
+
+
 class Stage(ABC):
     """One process of the pipeline. Subclasses say what to set up and what one step of work is."""
 
@@ -138,8 +142,10 @@ class Stage(ABC):
 
     def await_role(self, role: str) -> SlotPool:
         """The pool of ``role``; waits for its arrival. The supervisor sends it right after the spec, or after a
-        request, so a short wait is enough; the supervisor's own watch ends a longer one."""
-        while role not in self.roles and not self.stopping:
+        request, so a short wait is enough; the supervisor's own watch ends a longer one. Raises StopRequested."""
+        while role not in self.roles:
+            if self.stopping:
+                raise StopRequested
             zmq.select([self.control.fileno()], [], [], BEAT_S)
             self.pump_control()
             self.beat()

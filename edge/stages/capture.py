@@ -194,8 +194,11 @@ class CaptureStage(Stage):
         if self.shape != (height, width) or self.pool is None:
             self.roles.pop("frame", None)
             self.control.send("need_pool", height=height, width=width)
-            self.pool = self.await_role("frame")
+            before, self.pool = self.pool, self.await_role("frame")
             self.shape = (height, width)
+            if before is not None:  # others read its last frames; nothing more is written there
+                del self.pools[before.id]
+                before.close()
         return self.pool
 
     def _waits_for_slot(self, timeout_s: float) -> bool:

@@ -74,6 +74,7 @@ class Daemon:
         self._watchdog_s = watchdog_interval_s()
         self._watchdog_at = 0.0
         self._was_ready = False
+        self._unclosed: list[StageProcess] = []  # dead stages whose frames wait for the ledger's lock
 
     # -- running ----------------------------------------------------------------------------------------------
 
@@ -118,6 +119,8 @@ class Daemon:
     def _tick(self) -> None:
         now = time.monotonic()
         try:
+            for stage in [self._unclosed.pop() for _ in list(self._unclosed)]:
+                self._close_frames_of(stage)
             self._watch_stages(now)
             if self.phase not in ("stopping", "gone"):
                 self._close_overdue(now)
@@ -134,12 +137,18 @@ class Daemon:
             self._watchdog_at = now + self._watchdog_s / 2
             notify("WATCHDOG=1")
 
-    def _free_lock(self, pid: int) -> None:
-        """A process that stands still (SIGSTOP) with the ledger's lock in hand holds up everybody: it goes."""
+    def _free_lock(self, pid: int) -> bool:
+        """A process that stands still (SIGSTOP) with the ledger's lock in hand holds up everybody: a stage goes. False:
+        a stranger holds it, whom we may not kill; nothing moves until it lets go, which the watchdog tells."""
+        if pid == 0:  # it let go while we asked
+            return True
         for stage in self.stages.values():
             if stage.alive and stage.pid == pid:
                 log.error("%s holds the ledger's lock and does not move; killed", stage.name)
                 stage.kill()
+                return True
+        log.error("the ledger's lock is held by process %d, which is no stage; nothing moves until it lets go", pid)
+        return False
 
     # -- stages -----------------------------------------------------------------------------------------------
 
@@ -226,14 +235,14 @@ class Daemon:
     def _close_frames_of(self, stage: StageProcess) -> None:
         """Frames the dead stage held, or had sent without their being taken, end here. A dead alert stage's own
         frames wait for its successor, which alone can tell from the store whether their alert was raised."""
-        while True:
-            try:
-                lost = self.ledger.drop_where(Reason.STAGE_RESTART, sender=stage.station)
-                if stage.station != Station.ALERT:
-                    lost += self.ledger.drop_where(Reason.STAGE_RESTART, holder=stage.station)
-                break
-            except LedgerBusy as error:
-                self._free_lock(error.pid)
+        try:
+            lost = self.ledger.drop_where(Reason.STAGE_RESTART, sender=stage.station)
+            if stage.station != Station.ALERT:
+                lost += self.ledger.drop_where(Reason.STAGE_RESTART, holder=stage.station)
+        except LedgerBusy as error:
+            self._unclosed.append(stage)  # at the next tick
+            self._free_lock(error.pid)
+            return
         if lost:
             log.warning("%s: %d frames under way are not inspected (stage_restart)", stage.name, len(lost))
 
@@ -320,8 +329,7 @@ class Daemon:
         elif self.phase == "swapping":
             self._swap(now)
         elif self.phase == "draining" and (self._quiet() or now > self._deadline):
-            for frame in self.ledger.drop_where(Reason.SHUTDOWN):
-                log.warning("frame %d of camera %d is not inspected (shutdown)", frame.seq, frame.camera)
+            self._close_what_is_left()
             self.phase, self._deadline = "stopping", now + LAST_WORDS_S
         elif self.phase == "stopping":
             self._leave(now)
@@ -362,6 +370,15 @@ class Daemon:
         for name, stage in self.stages.items():
             if name not in CORE:
                 stage.ask_to_stop()
+
+    def _close_what_is_left(self) -> None:
+        try:
+            for frame in self.ledger.drop_where(Reason.SHUTDOWN):
+                log.warning("frame %d of camera %d is not inspected (shutdown)", frame.seq, frame.camera)
+        except LedgerBusy as error:
+            if self._free_lock(error.pid):
+                raise  # tried again at the next tick
+            log.error("frames under way stay open; the next start closes them (stage_restart)")
 
     def _leave(self, now: float) -> None:
         """Stop the core in the data's order; the alert stage last, once every closed frame is announced."""

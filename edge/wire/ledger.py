@@ -119,7 +119,7 @@ class LedgerBusy(ResourceError):
     """Another process held the ledger's lock for too long; ``pid`` names it (0 when it is unknown)."""
 
     def __init__(self, pid: int) -> None:
-        super().__init__(f"the ledger's lock is held by process {pid}")
+        super().__init__(f"the ledger's lock is held by process {pid}, which does not let go; end that process")
         self.pid = pid
 
 
@@ -139,7 +139,7 @@ class Ledger:
         except OSError as error:
             raise ResourceError(f"{path}: the ledger cannot be opened ({error.strerror})") from None
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX)
+            self._acquire()
             size = os.fstat(self._fd).st_size
             if size == 0:
                 # posix_fallocate, not ftruncate: a sparse file on a full disk is a SIGBUS later.
@@ -398,20 +398,23 @@ class Ledger:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _acquire(self) -> None:
         if self._timeout is None:
             fcntl.lockf(self._fd, fcntl.LOCK_EX)
-        else:
-            deadline = time.monotonic() + self._timeout
-            while True:
-                try:
-                    fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise LedgerBusy(self.lock_holder()) from None
-                    time.sleep(0.001)
+            return
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise LedgerBusy(self.lock_holder()) from None
+                time.sleep(0.001)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._acquire()
         try:
             if self._w[_JOURNAL]:  # a holder died between the journal and the last store
                 self._replay()

@@ -21,10 +21,12 @@ from edge.cameras.base import Frame
 from edge.cameras.config import RtspSource
 from edge.errors import CameraConfigError, CameraError
 
+pytestmark = pytest.mark.multiprocess
+
 PASSWORD = "geheim@4711/%:x"
 LOGIN = f"op:{quote(PASSWORD, safe='')}"
 
-OPEN_S, READ_S, STALL_S = 4.0, 3.0, 1.0
+OPEN_S, READ_S, STALL_S = 2.5, 2.0, 1.0
 MARGIN_S = 2.0  # for two busy cores
 
 
@@ -55,8 +57,9 @@ def reopen(source: Camera, within_s: float) -> None:
         try:
             source.open()
             return
-        except CameraError as error:
-            assert time.monotonic() < deadline, error
+        except CameraError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.05)
 
 

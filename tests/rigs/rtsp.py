@@ -48,7 +48,14 @@ class RtspServer:
     """
 
     def __init__(
-        self, port: int = 0, *, fps: int = 25, gop: int = 5, size: tuple[int, int] = (640, 360), user: str = "", password: str = ""
+        self,
+        port: int = 0,
+        *,
+        fps: int = 25,
+        gop: int = 5,
+        size: tuple[int, int] = (640, 360),
+        user: str = "",
+        password: str = "",
     ) -> None:
         self.port = port
         self._fps, self._gop, self._size, self._user, self._password = fps, gop, size, user, password

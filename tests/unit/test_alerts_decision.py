@@ -156,6 +156,7 @@ def test_a_damaged_state_is_refused(saved: object) -> None:
         (AlertPolicy(clear_after=3), "annannna", "R.....CR"),
         (AlertPolicy(clear_after=2), "an-n", "R..C"),
         (AlertPolicy(n=2, m=5), "aannaa", ".RC..R"),
+        (AlertPolicy(each="frame"), "aana-aan", "RR.R.RR."),
     ],
 )
 def test_sequences(policy: AlertPolicy, frames: str, expected: str) -> None:
@@ -175,6 +176,14 @@ def test_cooldown_delays_the_next_alert_but_does_not_swallow_it() -> None:
     assert isinstance(run(policy, [*frames, seen("anomalous", 10)])[-1], Raise)
     # a normal frame after the cooldown is no reason for an alert
     assert run(policy, [*frames, seen("normal", 11)])[-1] == Hold("normal")
+
+
+def test_each_frame_is_an_alert_of_its_own_outside_the_cooldown() -> None:
+    policy = AlertPolicy(each="frame", cooldown_s=2)
+    actions = run(policy, [seen("anomalous", at) for at in range(5)])
+    assert [at for at, action in enumerate(actions) if isinstance(action, Raise)] == [0, 2, 4]
+    with pytest.raises(ValidationError, match="knows no window"):
+        AlertPolicy(each="frame", n=2, m=3)
 
 
 def test_repeat_raises_again_within_an_episode() -> None:

@@ -57,7 +57,7 @@ def test_only_the_region_of_interest_is_painted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "longer"), [((8, 8), 640), ((256, 100), 640), ((700, 900), 900), ((3000, 4000), 1920)]
+    ("size", "longer"), [((8, 8), 640), ((256, 100), 640), ((700, 900), 900), ((3000, 4000), 1280)]
 )
 def test_size(size: tuple[int, int], longer: int) -> None:
     source = np.zeros((*size, 3), np.uint8)

@@ -139,16 +139,14 @@ def test_replacing_works_with_and_without_an_atomic_exchange(
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_full_disk_keeps_the_old_bundle_and_leaves_nothing(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_the_old_bundle_and_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_bundle(path).manifest
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(bundle_files.os, "fsync", full)
-    with pytest.raises(ResourceError, match="No space left on device.*nothing was changed"):
+    with pytest.raises(ResourceError, match=r"No space left on device.*nothing was changed"):
         write(path, backbone={**manifest_of().backbone.model_dump(), "name": "second"})
     monkeypatch.undo()
     assert load_bundle(path).manifest == before
@@ -221,13 +219,13 @@ def test_a_zip_with_any_byte_flipped_is_refused_or_whole(tmp_path: Path) -> None
     data, before = path.read_bytes(), load_bundle(path)
     for at in range(0, len(data), 97):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
-        try:
+        try:  # any other exception fails the test
             bundle = load_bundle(path)
-        except BundleError as error:
-            assert "\n" not in str(error)
-        else:  # a byte that carries nothing (a time stamp, an attribute)
-            assert bundle.manifest == before.manifest
-            assert bundle.graph == before.graph
+        except BundleError:
+            continue
+        # A byte that carries nothing (a time stamp, an attribute).
+        assert bundle.manifest == before.manifest
+        assert bundle.graph == before.graph
 
 
 def test_a_zip_that_unpacks_to_far_more_than_it_says(tmp_path: Path) -> None:

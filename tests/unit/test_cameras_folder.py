@@ -271,13 +271,34 @@ def test_a_watched_folder_that_goes_away_is_lost_and_comes_back_without_repeats(
     collect(source, 1)
     folder.rename(tmp_path / "away")
     with pytest.raises(CameraError, match="no such folder"):
-        for _ in range(50):
-            source.read(0.1)
+        source.read(5.0)
     source.close()
     (tmp_path / "away").rename(folder)
     source.open()
     (folder / "b.png").write_bytes(png(2))
     assert [g.name for g in collect(source, 1)] == ["b.png"]
+
+
+def test_a_file_that_is_rewritten_while_it_is_read_is_delivered_as_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge.cameras import folder
+
+    real = folder.read_picture
+    reads: list[int] = []
+
+    def read_and_rewrite(path: Path, max_pixels: int) -> object:
+        picture = real(path, max_pixels)
+        reads.append(int(picture[0, 0, 0]))
+        if len(reads) == 1:
+            path.write_bytes(png(2, side=30))
+        return picture
+
+    monkeypatch.setattr(folder, "read_picture", read_and_rewrite)
+    source = camera(tmp_path, mode="watch", settle_s=0.05)
+    (tmp_path / "a.png").write_bytes(png(1))
+    assert [level(g) for g in collect(source, 1)] == [2]
+    assert reads == [1, 2]
 
 
 def test_an_idle_watch_is_cheap(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge.cameras import open_camera
 from edge.cameras.base import Frame
 from edge.cameras.config import DEFECT_KINDS, DefectKind, SyntheticSource
-from edge.cameras.machined_part import defect_of, render_part
+from edge.cameras.machined_part import _stream, defect_of, render_part
 from edge.cameras.synthetic import render_frame, truth, write_part_dataset
 from edge.errors import CameraError, EndOfStream, ResourceError
 
@@ -60,6 +60,12 @@ def test_the_mask_is_where_the_defect_changes_the_picture(seed: int, index: int,
     assert 40 <= inside.sum() <= 0.05 * inside.size
     difference = np.abs(part.picture.astype(int) - nominal.picture.astype(int)).max(axis=2)
     assert difference[inside].mean() > 6, "nobody would see it"
+
+
+def test_chance_and_nature_of_a_part_have_nothing_to_do_with_each_other() -> None:
+    """Were both drawn from one stream, defective parts would be recognised by their light or place."""
+    draws = {float(_stream(1, 2, which).random()) for which in range(3)}
+    assert len(draws) == 3
 
 
 def test_a_nominal_part_has_an_empty_mask() -> None:

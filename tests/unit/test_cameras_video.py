@@ -98,11 +98,14 @@ def test_a_file_cut_short_gives_what_it_has_and_a_warning(
 ) -> None:
     data = film.read_bytes()
     short = tmp_path / "short.avi"
-    short.write_bytes(data[: len(data) * 6 // 10])
+    short.write_bytes(data[: len(data) * 8 // 10])
     source = camera(short, fps=None)
     count = 0
-    with caplog.at_level(logging.WARNING), pytest.raises(EndOfStream):
-        while source.read(0) is not None:
-            count += 1
+    with caplog.at_level(logging.WARNING):
+        try:
+            while source.read(0) is not None:
+                count += 1
+        except EndOfStream:
+            pass
     assert 2 <= count < 12
-    assert "cut short" in caplog.text
+    assert f"after {count} of 12 frames; is it cut short?" in caplog.text

@@ -80,7 +80,7 @@ def test_a_seeded_choice_is_pinned() -> None:
     assert len(seeded([str(i) for i in range(952)], 1)) == 762
 
 
-SEED_0 = [0]
+SEED_0 = [0, 1, 2, 3, 4, 5, 8, 9]
 
 
 def test_btad_pairs_masks_by_stem(tmp_path: Path) -> None:
@@ -102,9 +102,7 @@ def test_visa_by_its_official_split(tmp_path: Path) -> None:
         rows.append(("candle", "train" if i < 2 else "test", "normal", f"candle/Data/Images/Normal/{i}.JPG", ""))
     picture(tmp_path / "candle/Data/Images/Anomaly/0.JPG")
     mask(tmp_path / "candle/Data/Masks/Anomaly/0.png", 0, 3)
-    rows.append(
-        ("candle", "test", "anomaly", "candle/Data/Images/Anomaly/0.JPG", "candle/Data/Masks/Anomaly/0.png")
-    )
+    rows.append(("candle", "test", "anomaly", "candle/Data/Images/Anomaly/0.JPG", "candle/Data/Masks/Anomaly/0.png"))
     rows.append(("pcb1", "train", "normal", "pcb1/none.JPG", ""))
     table = tmp_path / "split_csv/1cls.csv"
     table.parent.mkdir()

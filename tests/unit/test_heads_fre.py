@@ -1,5 +1,5 @@
-"""FRE: the oracles of its method page, at run time and in the fit. The oracles of the auto-encoder variants (tied and
-untied) and of the exported ONNX head belong to those features and come with them."""
+"""FRE: the oracles of its method page, at run time and in the fit. The oracles of the auto-encoder
+variants (tied and untied) and of the exported ONNX head belong to those features and come with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def pictures(count: int = N, seed: int = 0) -> np.ndarray:
 
 
 def taps_of(pooled: np.ndarray) -> np.ndarray:
-    """Taps [n, C, H, W] whose average pooling by 2 is exactly ``pooled`` (values repeated; a junk last row)."""
+    """Taps [n, C, H, W] whose average pooling by 2 is exactly ``pooled`` (values repeated; a junk last
+    row)."""
     taps = np.zeros((len(pooled), C, H, W), np.float32)
     taps[:, :, :8, :] = pooled.astype(np.float32).repeat(2, axis=2).repeat(2, axis=3)
     taps[:, :, 8, :] = 99.0
@@ -45,7 +46,7 @@ def fre_head(variance: float = 0.9, layers: int = 1) -> FreHead:
     features = {f"layer{i + 1}": pictures(seed=i) for i in range(layers)}
     fitted = fit(
         features,
-        {name: (C, H, W) for name in features},
+        dict.fromkeys(features, (C, H, W)),
         detection=f"layer{layers}",
         pool=2,
         variance=variance,
@@ -163,9 +164,7 @@ def test_eckart_young() -> None:
 def test_map_mass_is_the_squared_score_and_maps_are_not_negative() -> None:
     result = fre_head().residuals({"layer1": taps_of(pictures(3, seed=9))})
     assert result.norms is not None
-    np.testing.assert_allclose(
-        result.levels[0].mean(axis=(1, 2), dtype=np.float64) * D, result.norms**2, rtol=1e-6
-    )
+    np.testing.assert_allclose(result.levels[0].mean(axis=(1, 2), dtype=np.float64) * D, result.norms**2, rtol=1e-6)
     assert all((level >= 0).all() for level in result.levels)
 
 
@@ -292,9 +291,7 @@ def test_held_out_residuals_are_what_the_running_head_gives() -> None:
     shapes = {"layer1": (C, H, W)}
     train = np.setdiff1d(np.arange(N), held)
     folds = [train[part] for part in folds_of(len(train), 4, 0)]
-    fitted = fit(
-        {"layer1": features}, shapes, detection="layer1", pool=2, variance=0.9, folds=folds, held=held
-    )
+    fitted = fit({"layer1": features}, shapes, detection="layer1", pool=2, variance=0.9, folds=folds, held=held)
     running = load_head("fre", fitted.spec, fitted.arrays).residuals({"layer1": taps_of(features[held])})
     assert running.norms is not None
     np.testing.assert_allclose(running.norms, fitted.calibrating.norms, rtol=1e-4)

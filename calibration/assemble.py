@@ -1,0 +1,220 @@
+"""From pooled features to a written bundle: what a fit and a refit share."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration import Progress, fre, no_progress
+from calibration.conformal import MIN_PICTURES, alarms_per_hour, folds_of
+from calibration.constants import Constants, calibrate
+from calibration.options import FitOptions
+from calibration.snapshot import F64, Features
+from edge.bundle import BackboneInfo, InputInfo, Manifest, Provenance, SplitInfo, write_bundle
+from edge.errors import DataError
+
+UNUSUAL = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """The network that gave the features."""
+
+    backbone: BackboneInfo
+    input: InputInfo
+    graph: bytes
+    runtime: str
+
+    def shape(self, layer: str) -> tuple[int, int, int]:
+        tap = next(tap for tap in self.backbone.taps if tap.name == layer)
+        return tap.channels, tap.height, tap.width
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything after the pictures: what a fit and a refit share."""
+
+    source: Source
+    features: dict[str, Features]
+    grams: dict[str, F64] | None
+    split: SplitInfo
+    options: FitOptions
+    skipped: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit did, for people and ``--json``.
+
+    seconds: wall time by part (``backbone``, ``algebra``, ``calibration``, ``write``); threshold and the rest
+    as in the manifest's calibration; alarms_per_hour: at ``frames_per_second``, before n-of-m; components:
+    kept a layer; unusual: the good pictures that look least good to a model without them (name, score), worth
+    a look: a defect among them blinds the model to its like; duplicates: good pictures whose file is a copy
+    of another's.
+    """
+
+    out: Path
+    method: str
+    pictures: int
+    skipped: tuple[str, ...]
+    threshold: float
+    pixel_threshold: float
+    false_alarms: float
+    extrapolated: bool
+    interval: tuple[float, float] | None
+    rate_interval: tuple[float, float] | None
+    needed_for_promise: int
+    guarantee: str
+    alarms_per_hour: float
+    frames_per_second: float
+    components: dict[str, int]
+    unusual: tuple[tuple[str, float], ...]
+    duplicates: int
+    size_bytes: int
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types for ``--json``."""
+        return {**asdict(self), "out": str(self.out)}
+
+
+def assemble(out: Path, work: Work, frames_per_second: float, progress: Progress = no_progress) -> FitReport:
+    """Fit the head, calibrate it, write the bundle atomically. Raises as :func:`calibration.fit.fit_bundle`."""
+    options, source = work.options, work.source
+    names = [picture.name for picture in work.split.fitted]
+    train, held = _hold_out(len(names), options)
+    folds = [train[part] for part in folds_of(len(train), options.folds, options.seed)]
+    clock = _Clock(dict(work.seconds))
+    fitted = fre.fit(
+        work.features,
+        {layer: source.shape(layer) for layer in options.layers},
+        detection=options.detection,
+        pool=options.pool,
+        variance=options.variance,
+        folds=folds,
+        held=held,
+        grams=work.grams,
+        progress=progress,
+    )
+    clock.lap("algebra")
+    constants = calibrate(
+        fitted,
+        options.tail,
+        options.rule,
+        rate=options.false_alarms,
+        exact=held is not None,
+        how=options.calibration,
+        seed=options.seed,
+        progress=progress,
+    )
+    clock.lap("calibration")
+    manifest = Manifest(
+        method=options.method,
+        spec=fitted.spec,
+        backbone=source.backbone,
+        input=source.input,
+        tail=constants.tail,
+        score=constants.score,
+        calibration=constants.info,
+        provenance=_provenance(work),
+        split=work.split,
+    )
+    refit: dict[str, NDArray[Any]] | None = None
+    if options.keep_refit:
+        refit = {f"features_{layer}": values for layer, values in work.features.items()}
+        refit |= {f"gram_{layer}": values for layer, values in fitted.grams.items()}
+    written = write_bundle(out, manifest, fitted.arrays, constants.scores, source.graph, refit)
+    clock.lap("write")
+    calibrated = names if held is None else [names[i] for i in held]
+    return _report(out, work, written, fitted.spec, _unusual(constants, calibrated), clock.seconds, frames_per_second)
+
+
+def _report(
+    out: Path,
+    work: Work,
+    manifest: Manifest,
+    spec: dict[str, object],
+    unusual: tuple[tuple[str, float], ...],
+    seconds: dict[str, float],
+    frames_per_second: float,
+) -> FitReport:
+    info = manifest.calibration
+    fitted = manifest.split.fitted
+    return FitReport(
+        out=out,
+        method=manifest.method,
+        pictures=len(fitted),
+        skipped=work.skipped,
+        threshold=info.threshold,
+        pixel_threshold=info.pixel_threshold,
+        false_alarms=info.false_alarm_rate,
+        extrapolated=info.extrapolated,
+        interval=info.interval,
+        rate_interval=info.rate_interval,
+        needed_for_promise=info.needed_for_promise,
+        guarantee=info.guarantee,
+        alarms_per_hour=alarms_per_hour(info.false_alarm_rate, frames_per_second),
+        frames_per_second=frames_per_second,
+        components={layer: int(str(spec[f"components_{layer}"])) for layer in work.options.layers},
+        unusual=unusual,
+        duplicates=len(fitted) - len({picture.sha256 for picture in fitted}),
+        size_bytes=sum(file.size for file in manifest.files.values()),
+        seconds=seconds,
+    )
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._last = time.perf_counter()
+
+    def lap(self, what: str) -> None:
+        now = time.perf_counter()
+        self.seconds[what] = now - self._last
+        self._last = now
+
+
+def _hold_out(count: int, options: FitOptions) -> tuple[fre.Indices, fre.Indices | None]:
+    everything = np.arange(count)
+    if options.calibration == "folds":
+        return everything, None
+    held_count = max(MIN_PICTURES, round(options.holdout * count))
+    if count - held_count < MIN_PICTURES:
+        raise DataError(
+            f"{count} good pictures are too few to hold {held_count} out; use the calibration by folds"
+            " or take more pictures"
+        )
+    # Another stream than the folds', so that the two choices have nothing to do with each other.
+    order = np.random.RandomState(options.seed + 1_000_003).permutation(count)
+    held = np.sort(order[:held_count])
+    return np.setdiff1d(everything, held), held
+
+
+def _unusual(constants: Constants, names: list[str]) -> tuple[tuple[str, float], ...]:
+    scores = constants.scores["score"]
+    first = np.argsort(-scores, kind="stable")[:UNUSUAL]
+    return tuple((names[i], float(scores[i])) for i in first)
+
+
+def _provenance(work: Work) -> Provenance:
+    hashes = sorted(picture.sha256 for picture in work.split.fitted)
+    try:
+        version = metadata.version("edge-inspect")
+    except metadata.PackageNotFoundError:
+        version = "unknown (not installed)"
+    return Provenance(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tool=f"edge-inspect {version}",
+        runtime=work.source.runtime,
+        pictures=len(hashes),
+        pictures_sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    )
