@@ -126,7 +126,7 @@ class AlertPolicy(_Settings):
         if self.n > self.m:
             raise ValueError(f"n must not be above m (n of m frames). Got n = {self.n}, m = {self.m}")
         if self.each == "frame" and (self.m > 1 or self.clear_after > 1 or self.repeat_s is not None):
-            raise ValueError("each = \"frame\" knows no window and no episode: leave out n, m, clear_after and repeat_s")
+            raise ValueError('each = "frame" knows no window and no episode: leave out n, m, clear_after and repeat_s')
         return self
 
 

@@ -30,9 +30,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     cv2.setNumThreads(1)
     single_thread()
     sources = [SyntheticSource.model_validate(source) for source in spec["sources"]]
-    pictures = [
-        render_frame(source, index).picture for index in range(sources[0].prerender or 1) for source in sources
-    ]
+    pictures = [render_frame(source, index).picture for index in range(sources[0].prerender or 1) for source in sources]
     bundle = load_bundle(Path(spec["bundle"]))
     scorer = Scorer(bundle)
     engine = open_engine(

@@ -8,7 +8,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("edge-inspect", "numpy", "opencv-python-headless", "openvino", "onnxruntime", "pyzmq", "msgpack", "pydantic")
+PACKAGES = (
+    "edge-inspect",
+    "numpy",
+    "opencv-python-headless",
+    "openvino",
+    "onnxruntime",
+    "pyzmq",
+    "msgpack",
+    "pydantic",
+)
 
 
 def machine() -> dict[str, Any]:

@@ -47,18 +47,9 @@ class Settings:
 
     def sources(self, fps: float) -> list[SyntheticSource]:
         """The cameras' sources at ``fps`` frames a second each."""
-        size = (self.width, self.height)
-        return [
-            SyntheticSource(
-                kind="synthetic",
-                size=size,
-                fps=fps,
-                seed=SEED + index,
-                defect_rate=self.defect_rate,
-                prerender=self.parts,
-            )
-            for index in range(self.cameras)
-        ]
+        common = {"kind": "synthetic", "size": (self.width, self.height), "fps": fps}
+        common |= {"defect_rate": self.defect_rate, "prerender": self.parts}
+        return [SyntheticSource.model_validate({**common, "seed": SEED + n}) for n in range(self.cameras)]
 
     @property
     def limit_s(self) -> float:
@@ -219,7 +210,9 @@ def measure(bundle: Path, settings: Settings, progress: ReportProgress) -> Pipel
             torch |= torch_here
             rounds.append(
                 Round(
-                    bare=Loop(settings.frames / (bare["wall_ns"] / 1e9), {"bare": bare["cpu_ns"] / 1e6 / settings.frames}),
+                    bare=Loop(
+                        settings.frames / (bare["wall_ns"] / 1e9), {"bare": bare["cpu_ns"] / 1e6 / settings.frames}
+                    ),
                     pipeline=Loop(window.frames_per_s, window.cpu_ms),
                     anomalous=bare["anomalous"],
                     not_inspected=window.not_inspected,
@@ -288,9 +281,7 @@ def latency_of(fps: float, verdicts: Sequence[Verdict], window: Window) -> Laten
     if not inspected:
         raise BenchError("no verdict of an inspected frame was heard in the paced phase")
     p50, p90, p99 = (float(v) for v in np.percentile(inspected, (50, 90, 99)))
-    return Latency(
-        fps, len(inspected), p50, p90, p99, max(inspected), window.not_inspected, window.share_not_inspected
-    )
+    return Latency(fps, len(inspected), p50, p90, p99, max(inspected), window.not_inspected, window.share_not_inspected)
 
 
 def _scored(counts: Sequence[Counts]) -> int:

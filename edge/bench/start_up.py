@@ -100,4 +100,3 @@ def _time(argv: list[str]) -> float:
     if done.returncode != 0:
         raise BenchError(f"{argv[0]} failed: {last_line(done.stderr.decode(errors='replace'))}")
     return seconds
-

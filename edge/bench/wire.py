@@ -99,10 +99,7 @@ def measure(settings: Settings, progress: Callable[[int, int, str], None]) -> Wi
     rates = {name: [block.frames_per_s for block in row] for name, row in blocks.items()}
     return Wire(
         settings,
-        {
-            name: Transport(spread(rates[name]), spread([block.cpu_us for block in row]))
-            for name, row in blocks.items()
-        },
+        {name: Transport(spread(rates[name]), spread([block.cpu_us for block in row])) for name, row in blocks.items()},
         spread(ratios(rates["slots"], rates["zmq_copy"])),
         spread(ratios(rates["slots_in_place"], rates["zmq_copy"])),
     )

@@ -141,7 +141,7 @@ class ZmqSender(Sender):
         self.copy = spec["transport"] == "zmq_copy"
         self.pictures = _pictures(tuple(spec["shape"]), 1 if self.copy else spec["slots"] + SPARE)
         self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.PUSH)
+        self.socket: zmq.Socket[bytes] = self.context.socket(zmq.PUSH)
         # The bound on frames under way, half at each end. No acknowledgement, which would cost ZeroMQ a message more.
         self.socket.setsockopt(zmq.SNDHWM, spec["slots"] // 2)
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -150,7 +150,7 @@ class ZmqSender(Sender):
     def send(self, number: int) -> None:
         picture = self.pictures[number % len(self.pictures)]
         stamp(picture, number)
-        self.socket.send(picture, copy=self.copy)
+        self.socket.send(memoryview(picture), copy=self.copy)
 
     def close(self) -> None:
         self.socket.close()

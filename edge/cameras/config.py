@@ -124,7 +124,9 @@ class VideoSource(DecodedSource):
 
 
 class NetworkSource(DecodedSource):
-    """What cameras that are reached over a network share."""
+    """What cameras that are reached over a network share. ``schemes``: what the URL may begin with."""
+
+    schemes: ClassVar[tuple[str, ...]] = ()
 
     url: SecretStr = Field(
         description="Address of the stream. It may hold user:password@, percent-encoded; it is never shown whole."
@@ -149,7 +151,7 @@ class NetworkSource(DecodedSource):
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
         text = url.get_secret_value()
-        schemes = cls._schemes()
+        schemes = cls.schemes
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -188,10 +190,6 @@ class NetworkSource(DecodedSource):
             raise ValueError("give the password in the url or in a file, not in both")
         return path
 
-    @classmethod
-    def _schemes(cls) -> tuple[str, ...]:
-        raise NotImplementedError
-
 
 class RtspSource(NetworkSource):
     """A network camera over RTSP."""
@@ -201,9 +199,7 @@ class RtspSource(NetworkSource):
         "tcp", description="tcp: no lost packets, crosses firewalls. udp: lower delay, pictures may be damaged."
     )
 
-    @classmethod
-    def _schemes(cls) -> tuple[str, ...]:
-        return ("rtsp", "rtsps")
+    schemes: ClassVar[tuple[str, ...]] = ("rtsp", "rtsps")
 
 
 class MjpegSource(NetworkSource):
@@ -211,9 +207,7 @@ class MjpegSource(NetworkSource):
 
     kind: Literal["mjpeg"]
 
-    @classmethod
-    def _schemes(cls) -> tuple[str, ...]:
-        return ("http", "https")
+    schemes: ClassVar[tuple[str, ...]] = ("http", "https")
 
 
 class V4l2Source(DecodedSource):

@@ -105,7 +105,17 @@ def _run(line: Path, runtime: Path, out: Path) -> Seen:
 
     seen = Seen()
     log = out / "daemon.log"
-    arguments = [sys.executable, "-m", "edge.cli", "run", str(line), "--runtime", str(runtime), "--state", str(out / "state")]
+    arguments = [
+        sys.executable,
+        "-m",
+        "edge.cli",
+        "run",
+        str(line),
+        "--runtime",
+        str(runtime),
+        "--state",
+        str(out / "state"),
+    ]
     with log.open("wb") as sink:
         daemon = subprocess.Popen(arguments, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
     try:
@@ -135,7 +145,16 @@ def _run(line: Path, runtime: Path, out: Path) -> Seen:
 
 def _heat_maps(bundle: Path, parts: Path, out: Path) -> None:
     """Heat maps of parts with known defects, three of each kind, and the evidence of the alerts."""
-    arguments = [sys.executable, "-m", "edge.cli", "inspect", str(bundle), str(parts / "test"), "--out", str(out / "heat-maps")]
+    arguments = [
+        sys.executable,
+        "-m",
+        "edge.cli",
+        "inspect",
+        str(bundle),
+        str(parts / "test"),
+        "--out",
+        str(out / "heat-maps"),
+    ]
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
 

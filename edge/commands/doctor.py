@@ -36,9 +36,7 @@ class Finding:
 @click.option("--runtime", type=click.Path(path_type=Path), help="Runtime folder to check.")
 @click.option("--state", type=click.Path(path_type=Path), help="State folder to check.")
 @click.pass_context
-def command(
-    ctx: click.Context, self_test: bool, line: Path | None, runtime: Path | None, state: Path | None
-) -> None:
+def command(ctx: click.Context, self_test: bool, line: Path | None, runtime: Path | None, state: Path | None) -> None:
     """Look at processor, memory, runtimes, folders and limits. Exit code 6 when something would stop the daemon."""
     findings = list(examine(runtime, state))
     if line is not None:
@@ -56,7 +54,9 @@ def examine(runtime: Path | None, state: Path | None) -> Iterator[Finding]:
     """Everything that can be told without starting anything."""
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}, kernel {platform.release()}")
     cores = len(os.sched_getaffinity(0))
-    yield Finding("ok" if cores > 1 else "note", "processor", f"{cores} cores" + ("" if cores > 1 else "; stages share one"))
+    yield Finding(
+        "ok" if cores > 1 else "note", "processor", f"{cores} cores" + ("" if cores > 1 else "; stages share one")
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Finding("ok" if memory >= 1 else "note", "memory", f"{memory:.1f} GiB")
     yield _attempt("shared memory", _sealed_memory)

@@ -32,7 +32,9 @@ def list_backbones() -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="ONNX file to write.")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict (.pt needs torch once, .safetensors not).")
 @click.option("--taps", help="Outputs and their order, comma-separated.")
-@click.option("--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Side of the input, pixels.")
+@click.option(
+    "--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Side of the input, pixels."
+)
 def export(name: str, out: Path, weights: Path | None, taps: str | None, size: int) -> None:
     """Write backbone NAME as ONNX: uint8 pictures in, normalisation inside, one output a tap."""
     from edge.commands.common import engine_errors

@@ -68,8 +68,6 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
 
     The threshold follows from the rate of false alarms you accept.
     """
-    from dataclasses import asdict
-
     from calibration.datasets import good_folder, load_split
     from calibration.fit import fit_bundle
     from calibration.options import DEFAULT_LAYERS, FitOptions
@@ -106,7 +104,7 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
             progress=progress,
         )
     if json_target:
-        write_json(json_target, {**asdict(report), "out": str(report.out)})
+        write_json(json_target, report.as_json())
     if json_target != "-":
         print_report(report)
 

@@ -116,27 +116,27 @@ class AlertStage(LinkStage):
         self.maps.poke()
         if descriptor.frame.pool in self.pools:
             self.pools[descriptor.frame.pool].poke()
-        if not closed and alert is None:
-            self.counters.stale += 1  # closed as timed out a moment ago; that verdict stands
-            return
-        self.counters.handled += 1
-        self.anomalous[name] += anomalous
-        self.publisher.publish(
-            Verdict(
-                camera=name,
-                seq=descriptor.seq,
-                epoch=self.epoch,
-                verdict=seen.verdict,
-                score=verdict.score,
-                threshold=verdict.threshold,
-                p_value=verdict.p_value,
-                captured_at=descriptor.wall_ns,
-                latency_ms=(time.monotonic_ns() - descriptor.mono_ns) / 1e6,
-                alerting=state.raised,
-                bundle=camera["bundle"],
-                name=descriptor.name,
+        if closed:
+            self.counters.handled += 1
+            self.anomalous[name] += anomalous
+            self.publisher.publish(
+                Verdict(
+                    camera=name,
+                    seq=descriptor.seq,
+                    epoch=self.epoch,
+                    verdict=seen.verdict,
+                    score=verdict.score,
+                    threshold=verdict.threshold,
+                    p_value=verdict.p_value,
+                    captured_at=descriptor.wall_ns,
+                    latency_ms=(time.monotonic_ns() - descriptor.mono_ns) / 1e6,
+                    alerting=state.raised,
+                    bundle=camera["bundle"],
+                    name=descriptor.name,
+                )
             )
-        )
+        else:
+            self.counters.stale += 1  # closed as timed out a moment ago; that verdict stands, and so does the alert
         if alert is not None:
             self.raised[name] += 1
             self.publisher.publish(alert)

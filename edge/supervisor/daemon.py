@@ -74,7 +74,8 @@ class Daemon:
         self._watchdog_s = watchdog_interval_s()
         self._watchdog_at = 0.0
         self._was_ready = False
-        self._unclosed: list[StageProcess] = []  # dead stages whose frames wait for the ledger's lock
+        self._orphans: list[tuple[StageProcess, bool]] = []  # dead stages whose frames wait for the ledger's lock
+        self._stranger = 0  # who holds that lock and is no stage; said once
 
     # -- running ----------------------------------------------------------------------------------------------
 
@@ -118,21 +119,24 @@ class Daemon:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        try:
-            for stage in [self._unclosed.pop() for _ in list(self._unclosed)]:
-                self._close_frames_of(stage)
-            self._watch_stages(now)
-            if self.phase not in ("stopping", "gone"):
-                self._close_overdue(now)
-            for pool in self.pools.retire():
-                for name in FRAME_READERS:
-                    self._tell(name, "retire", pool=pool)
-            self._advance(now)
-            if now >= self._health_at:
-                self._health_at = now + HEALTH_S
-                self._publish_health()
-        except LedgerBusy as error:
-            self._free_lock(error.pid)
+        busy = False
+        # Each step for itself: while somebody sits on the ledger's lock, deaths and deadlines are answered still.
+        steps = (
+            self._watch_stages,
+            self._close_overdue,
+            self._close_orphans,
+            self._retire,
+            self._advance,
+            self._tell_health,
+        )
+        for step in steps:
+            try:
+                step(now)
+            except LedgerBusy as error:
+                busy = True
+                self._free_lock(error.pid)
+        if not busy:
+            self._stranger = 0
         if self._watchdog_s is not None and now >= self._watchdog_at and not self._overdue(now):
             self._watchdog_at = now + self._watchdog_s / 2
             notify("WATCHDOG=1")
@@ -147,7 +151,9 @@ class Daemon:
                 log.error("%s holds the ledger's lock and does not move; killed", stage.name)
                 stage.kill()
                 return True
-        log.error("the ledger's lock is held by process %d, which is no stage; nothing moves until it lets go", pid)
+        if pid != self._stranger:
+            self._stranger = pid
+            log.error("the ledger's lock is held by process %d, which is no stage; nothing moves until it lets go", pid)
         return False
 
     # -- stages -----------------------------------------------------------------------------------------------
@@ -226,23 +232,35 @@ class Daemon:
         code = stage.reap()
         if stage.name not in CORE:
             self.pools.drop_frames(stage.name)
-        self._close_frames_of(stage)
+        self._close_frames_of(stage, in_order=asked and code == Exit.OK)
         if asked or (code == Exit.OK and self.phase in ("draining", "stopping")):
             stage.state = "ended"
             return
         self._answer_crash(stage, code)
 
-    def _close_frames_of(self, stage: StageProcess) -> None:
-        """Frames the dead stage held, or had sent without their being taken, end here. A dead alert stage's own
-        frames wait for its successor, which alone can tell from the store whether their alert was raised."""
-        try:
-            lost = self.ledger.drop_where(Reason.STAGE_RESTART, sender=stage.station)
-            if stage.station != Station.ALERT:
-                lost += self.ledger.drop_where(Reason.STAGE_RESTART, holder=stage.station)
-        except LedgerBusy as error:
-            self._unclosed.append(stage)  # at the next tick
-            self._free_lock(error.pid)
+    def _close_orphans(self, now: float) -> None:
+        """What could not be closed at a stage's death. Once the line stops, the next start does it."""
+        while self._orphans and self.phase not in ("stopping", "gone"):
+            self._drop_frames_of(*self._orphans[0])
+            del self._orphans[0]
+
+    def _close_frames_of(self, stage: StageProcess, in_order: bool) -> None:
+        """Frames the dead stage held, or had sent without their being taken, end here; what one that left ``in_order``
+        had sent did arrive. A dead alert stage's own frames wait for its successor, which alone can tell from the
+        store whether their alert was raised."""
+        if self._stranger:
+            self._orphans.append((stage, in_order))
             return
+        try:
+            self._drop_frames_of(stage, in_order)
+        except LedgerBusy as error:
+            self._orphans.append((stage, in_order))
+            self._free_lock(error.pid)
+
+    def _drop_frames_of(self, stage: StageProcess, in_order: bool) -> None:
+        lost = [] if in_order else self.ledger.drop_where(Reason.STAGE_RESTART, sender=stage.station)
+        if stage.station != Station.ALERT:
+            lost += self.ledger.drop_where(Reason.STAGE_RESTART, holder=stage.station)
         if lost:
             log.warning("%s: %d frames under way are not inspected (stage_restart)", stage.name, len(lost))
 
@@ -299,6 +317,8 @@ class Daemon:
         )
 
     def _close_overdue(self, now: float) -> None:
+        if self.phase in ("stopping", "gone"):
+            return
         limit = int((now - self.plan.line.pipeline.frame_timeout_s) * 1e9)
         overdue = self.ledger.drop_where(Reason.TIMEOUT, older_than_ns=limit) if self._has_older(limit) else []
         if overdue:
@@ -385,9 +405,9 @@ class Daemon:
         alert = self.stages.get("alert")
         if alert is not None and alert.state == "ready" and self.ledger.unannounced() and now < self._deadline:
             return
-        for name in ("preprocess", "backbone", "head", "alert"):
+        for name in CORE:
             stage = self.stages.get(name)
-            if stage is not None and stage.alive:
+            if stage is not None and stage.alive and not self._stranger:  # with one about, nobody can finish anything
                 if stage.state != "stopping":
                     stage.ask_to_stop()
                     self._deadline = now + LAST_WORDS_S
@@ -483,8 +503,15 @@ class Daemon:
 
     # -- telling ----------------------------------------------------------------------------------------------
 
-    def _publish_health(self) -> None:
-        self._tell("alert", "health", body=snapshot(self))
+    def _retire(self, now: float) -> None:
+        for pool in self.pools.retire():
+            for name in FRAME_READERS:
+                self._tell(name, "retire", pool=pool)
+
+    def _tell_health(self, now: float) -> None:
+        if now >= self._health_at:
+            self._health_at = now + HEALTH_S
+            self._tell("alert", "health", body=snapshot(self))
 
     def _forget(self, fileobj: Any) -> None:
         try:

@@ -24,7 +24,7 @@ from edge.alerts.config import StoreSettings
 from edge.alerts.messages import Alert, Health, Verdict
 from edge.alerts.store import AlertStore
 from edge.alerts.subscriber import Gap, Subscriber
-from edge.wire.ledger import Counts, Ledger
+from edge.wire.ledger import Counts, Ledger, LedgerBusy
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ("preprocess", "backbone", "head", "alert")
@@ -185,6 +185,11 @@ def children(parent: int) -> list[int]:
             if int(fields[1]) == parent and fields[0] != "Z":
                 found.append(int(entry))
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has arrived."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def comm(pid: int) -> str:
@@ -403,7 +408,10 @@ class Line:
         if self.process is not None:
             code = self.process.poll()
             state = "running" if code is None else f"ended with {code}"
-        counts = {name: str(self.counts(name)) for name in self.cameras()} if self._ledger is not None else {}
+        try:
+            counts = {name: str(self.counts(name)) for name in self.cameras()} if self._ledger is not None else {}
+        except LedgerBusy as error:
+            counts = {"ledger": str(error)}
         return f"The daemon is {state}. {counts}\n--- log ---\n" + "\n".join(self.log.splitlines()[-40:])
 
     def stages(self) -> dict[str, int]:
@@ -411,12 +419,16 @@ class Line:
         named = {comm(pid): pid for pid in children(self.pid)}
         return {name.removeprefix("edge:"): pid for name, pid in named.items() if name.startswith("edge:")}
 
+    def restarts(self) -> dict[str, int]:
+        """How often each stage was restarted, by the last health message."""
+        return {name: stage.restarts for name, stage in self.told.health[-1].stages.items()}
+
     @property
     def ledger(self) -> Ledger:
         """This process's own view of the ledger; opened once, since closing it would drop its locks."""
         if self._ledger is None:
             self.until(lambda: (self.state / "ledger").exists(), READY_S)
-            self._ledger = Ledger(self.state / "ledger", lock_timeout_s=10)
+            self._ledger = Ledger(self.state / "ledger", lock_timeout_s=5)
         return self._ledger
 
     def cameras(self) -> list[str]:
