@@ -150,7 +150,7 @@ class ZmqSender(Sender):
     def send(self, number: int) -> None:
         picture = self.pictures[number % len(self.pictures)]
         stamp(picture, number)
-        self.socket.send(memoryview(picture), copy=self.copy)
+        self.socket.send(picture.data, copy=self.copy)
 
     def close(self) -> None:
         self.socket.close()

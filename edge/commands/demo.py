@@ -100,6 +100,7 @@ def _line_file(bundle: Path, frames: int) -> str:
 
 def _run(line: Path, runtime: Path, out: Path) -> Seen:
     """Run the daemon as a process of its own, as a service would, and follow it over its public sockets."""
+    from edge.alerts.messages import Alert, Verdict
     from edge.alerts.subscriber import Gap, Subscriber
     from edge.commands.watch import describe
 
@@ -129,9 +130,9 @@ def _run(line: Path, runtime: Path, out: Path) -> Seen:
                     ended = daemon.poll() is not None  # one more round: what it sent last is still on its way
                 elif not isinstance(event, Gap):
                     message = event.message
-                    if message.kind == "verdict":
+                    if isinstance(message, Verdict):
                         seen.verdicts[message.camera, message.seq] = message
-                    elif message.kind == "alert" and message.id not in seen.alerts:
+                    elif isinstance(message, Alert) and message.id not in seen.alerts:
                         seen.alerts[message.id] = message
                         click.echo(describe(message))
     finally:
@@ -160,13 +161,12 @@ def _heat_maps(bundle: Path, parts: Path, out: Path) -> None:
 
 def _close(seen: Seen, out: Path, frames: int, seconds: float) -> None:
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
 
-    from edge.commands.tables import balance_table
+    from edge.commands.tables import balance_table, make_console
     from edge.wire.ledger import Ledger
 
-    console = Console()
+    console = make_console()
     ledger = Ledger(out / "state" / "ledger")
     counts = {name: ledger.counts(index) for index, name in enumerate(ledger.cameras())}
     ledger.close()
@@ -196,5 +196,6 @@ def _known_defects(seed: int, frames: int) -> set[int]:
     from edge.cameras.config import SyntheticSource
     from edge.cameras.synthetic import truth
 
-    spec = SyntheticSource(kind="synthetic", seed=seed, frames=frames, defect_rate=DEFECT_RATE)
+    source = {"kind": "synthetic", "seed": seed, "frames": frames, "defect_rate": DEFECT_RATE}
+    spec = SyntheticSource.model_validate(source)
     return {index for index in range(frames) if truth(spec, index) is not None}

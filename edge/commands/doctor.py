@@ -124,7 +124,8 @@ def _engine() -> str:
         engine.infer(picture)
         times.append(time.perf_counter() - start)
     info = engine.info
-    return f"built-in backbone on {info.runtime}, {info.precision}, 1 thread: {1000 * sorted(times[2:])[5]:.1f} ms a picture"
+    median = 1000 * sorted(times[2:])[5]
+    return f"built-in backbone on {info.runtime}, {info.precision}, 1 thread: {median:.1f} ms a picture"
 
 
 def _check_line(path: Path) -> str:

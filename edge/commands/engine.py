@@ -15,16 +15,16 @@ def command() -> None:
 @command.command("list")
 def list_backbones() -> None:
     """The backbones this version knows, their taps and where their weights come from."""
-    from rich.console import Console
     from rich.table import Table
 
+    from edge.commands.tables import make_console
     from engines.catalog import BACKBONES
 
     table = Table("name", "what it is", "taps", "weights", "licence")
     for entry in BACKBONES.values():
         weights = "shipped" if not entry.needs_weights else "fetched, or --weights" if entry.address else "--weights"
         table.add_row(entry.name, entry.summary, ", ".join(entry.taps), weights, entry.licence)
-    Console().print(table)
+    make_console().print(table)
 
 
 @command.command("export")

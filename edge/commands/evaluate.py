@@ -45,12 +45,12 @@ def command(
 
 
 def _print(report: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from edge.commands.common import percent
+    from edge.commands.tables import make_console
 
-    console = Console()
+    console = make_console()
     console.print(
         f"{report.bundle} on {report.data} ({report.layout}), {len(report.pictures)} pictures, {report.seconds:.1f} s"
     )

@@ -28,9 +28,7 @@ def command(state: Path, json_target: str | None) -> None:
         content = {name: {**asdict(c), "balanced": c.balanced} for name, c in counts.items()}
         write_json(json_target, {"epoch": ledger.epoch, "cameras": content})
     if json_target != "-":
-        from rich.console import Console
+        from edge.commands.tables import balance_table, make_console
 
-        from edge.commands.tables import balance_table
-
-        Console().print(balance_table(counts))
+        make_console().print(balance_table(counts))
     ledger.close()

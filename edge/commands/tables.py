@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.console import Console
 from rich.table import Table
 
 from edge.wire.ledger import Counts
+
+
+def make_console() -> Console:
+    """A console for tables: as wide as the terminal, and wide enough for every column where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 def balance_table(counts: Mapping[str, Counts]) -> Table:

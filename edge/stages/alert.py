@@ -73,7 +73,7 @@ class AlertStage(LinkStage):
         if descriptor is not None:
             self.work(descriptor)
         else:
-            self._hungry.poll(min(timeout_s, ANNOUNCE_S) * 1000)
+            self._hungry.poll(int(min(timeout_s, ANNOUNCE_S) * 1000))
         now = time.monotonic()
         if descriptor is None or now >= self._announce_at:
             self._announce_at = now + ANNOUNCE_S

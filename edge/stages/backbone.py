@@ -138,7 +138,7 @@ class BackboneStage(LinkStage):
             return
         oldest = self.pending.oldest()
         wait = timeout_s if oldest is None else max(0.0, oldest[0] + self.wait_s - now)
-        self._hungry.poll(min(wait, timeout_s) * 1000)
+        self._hungry.poll(int(min(wait, timeout_s) * 1000))
 
     def infer(self, model: int, batch: list[Descriptor]) -> None:
         """Run one batch; frames whose input is gone are left out, frames without a slot wait for one."""

@@ -188,7 +188,7 @@ class LinkStage(Stage):
         """Whether there is a slot for the next result; frames wait in the link while there is none."""
         return True
 
-    def wait_for_output(self, timeout_s: float) -> None:  # noqa: B027 - only for stages with an output pool
+    def wait_for_output(self, timeout_s: float) -> None:
         """Sleep until an output slot may be free."""
 
     def step(self, timeout_s: float) -> None:
@@ -197,7 +197,7 @@ class LinkStage(Stage):
             return
         descriptor = self.next_accepted()
         if descriptor is None:
-            self._hungry.poll(timeout_s * 1000)
+            self._hungry.poll(int(timeout_s * 1000))
             return
         self.work(descriptor)
 

@@ -33,6 +33,7 @@ TICK_S = 0.05
 HEALTH_S = 1.0
 RETRY_CAMERA_S = 60.0  # a capture stage that crashed too often is tried again this often: the others go on
 LAST_WORDS_S = 2.0  # for the alert stage to publish what was closed last, and for a stage to leave
+START_TRIES = 2  # a daemon killed a moment ago may still hold a port: so often is a refused stage started again
 LOCK_S = 1.0  # nobody needs the ledger's lock for a thousandth of this
 
 Phase = Literal["starting", "running", "pausing", "swapping", "draining", "stopping", "gone"]
@@ -270,12 +271,12 @@ class Daemon:
             words += f": {stage.fatal[1]}"
         now = time.monotonic()
         core = stage.name in CORE
-        if code in CANNOT_START:
+        # A port in use or a full disk may pass while a line runs; a line that cannot even start tells it at once.
+        hopeless = code == Exit.NO_RESOURCE and not self._was_ready and stage.restarts >= START_TRIES
+        if code in CANNOT_START or hopeless:
             stage.state = "failed"
             log.error("%s cannot start: %s", stage.name, words)
-            if core:
-                self._stop(Exit(code))
-            elif not self._any_camera_alive():
+            if core or not self._any_camera_alive():
                 self._stop(Exit(code))
             return
         delay = stage.policy.crashed(now)

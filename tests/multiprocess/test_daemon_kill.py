@@ -115,7 +115,7 @@ def lock_held(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_stranger_with_the_ledgers_lock_stops_nobody_for_good(start: Start) -> None:
-    line = start(synthetic("a"), pipeline={"heartbeat_s": 30})
+    line = start(synthetic("a"), pipeline={"heartbeat_s": 30, "grace_s": 0.5})
     line.moves_on("a")
     with lock_held(line.state / "ledger") as stranger:
         line.until(lambda: line.says(f"held by process {stranger.pid}"), 10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from edge.bench.line import Sample, Window, line_file
 from edge.bench.pipeline import Latency, Loop, Pipeline, Round, Settings, latency_of
 from edge.bench.processes import BenchError
 from edge.bench.tables import pipeline_table
-from edge.config import parse_line
+from edge.config import load_line
 from edge.wire.ledger import Counts
 
 MS = 1_000_000
@@ -138,8 +137,9 @@ def test_the_table_shows_what_was_not_inspected(capsys: pytest.CaptureFixture[st
 def test_the_line_file_is_one_that_the_daemon_takes(tmp_path: Path) -> None:
     settings = Settings(cameras=3, defect_rate=0.25)
     odd = tmp_path / 'a "strange" folder'
-    text = line_file(odd / "bundle", settings.sources(12.5), "latest", odd / "engines")
-    line = parse_line(tomllib.loads(text), tmp_path / "line.toml")
+    file = tmp_path / "line.toml"
+    file.write_text(line_file(odd / "bundle", settings.sources(12.5), "latest", odd / "engines"), encoding="utf-8")
+    line = load_line(file)
     assert [camera.name for camera in line.camera] == ["c0", "c1", "c2"]
     assert [camera.source for camera in line.camera] == settings.sources(12.5)
     assert {camera.policy for camera in line.camera} == {"latest"}
