@@ -512,7 +512,9 @@ class Daemon:
     def _tell_health(self, now: float) -> None:
         if now >= self._health_at:
             self._health_at = now + HEALTH_S
-            self._tell("alert", "health", body=snapshot(self))
+            stopping = self.phase in ("draining", "stopping", "gone")
+        body = snapshot(self.plan.line, self.ledger, self.stages, self.rates, self.started_at, stopping)
+        self._tell("alert", "health", body=body)
 
     def _forget(self, fileobj: Any) -> None:
         try:

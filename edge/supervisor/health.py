@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from edge.config import LineFile
 from edge.supervisor.plan import CORE, capture_name
+from edge.supervisor.process import StageProcess
+from edge.wire.ledger import Ledger
 
-if TYPE_CHECKING:
-    from edge.supervisor.daemon import Daemon
 
-
-def snapshot(daemon: Daemon) -> dict[str, Any]:
+def snapshot(
+    line: LineFile,
+    ledger: Ledger,
+    processes: Mapping[str, StageProcess],
+    rates: Rates,
+    started_at: float,
+    stopping: bool,
+) -> dict[str, Any]:
     """Stages, cameras with their balance, and what is wrong. For every camera ``captured`` equals ``scored`` plus
     the sum of ``not_inspected`` plus ``in_flight``."""
     now = time.monotonic()
     cameras: dict[str, Any] = {}
     problems: list[str] = []
-    for camera in daemon.plan.line.camera:
-        counts = daemon.ledger.counts(daemon.ledger.camera_index(camera.name))
-        capture = daemon.stages.get(capture_name(camera.name))
-        status = "starting"
-        if capture is not None:
-            beat = capture.beat
-            status = (
-                capture.state
-                if capture.state != "ready"
-                else "ended"
-                if beat.get("done")
-                else "connected"
-                if beat.get("connected")
-                else "lost"
-            )
-            if status in ("lost", "failed", "waiting"):
-                problems.append(f"camera {camera.name}: {status}")
-            if beat.get("full"):
-                problems.append(f"camera {camera.name}: every slot is taken, the source waits")
+    for camera in line.camera:
+        counts = ledger.counts(ledger.camera_index(camera.name))
+        capture = processes.get(capture_name(camera.name))
+        status = camera_status(capture)
+        if status in ("lost", "failed", "waiting"):
+            problems.append(f"camera {camera.name}: {status}")
+        if capture is not None and capture.beat.get("full"):
+            problems.append(f"camera {camera.name}: every slot is taken, the source waits")
         cameras[camera.name] = {
             "captured": counts.captured,
             "scored": counts.scored,
             "not_inspected": counts.not_inspected,
             "in_flight": counts.open,
-            "fps": daemon.rates.per_second(camera.name, now, counts.captured),
+            "fps": rates.per_second(camera.name, now, counts.captured),
             "status": status,
         }
     stages = {}
-    for name, stage in daemon.stages.items():
+    for name, stage in processes.items():
         silent = max(0.0, now - stage.last_beat) if stage.alive else 0.0
         stages[name] = {
             "pid": stage.pid,
@@ -55,15 +52,25 @@ def snapshot(daemon: Daemon) -> dict[str, Any]:
         }
         if name in CORE and stage.state not in ("ready", "stopping", "ended"):
             problems.append(f"stage {name}: {stage.state}")
-    stopping = daemon.phase in ("draining", "stopping", "gone")
     return {
         "at": time.time_ns(),
-        "uptime_s": round(now - daemon.started_at, 3),
+        "uptime_s": round(now - started_at, 3),
         "status": "stopping" if stopping else "degraded" if problems else "ok",
         "problems": problems,
         "cameras": cameras,
         "stages": stages,
     }
+
+
+def camera_status(capture: StageProcess | None) -> str:
+    """``connected``, ``lost`` (trying again), ``ended`` (a finite source), or the state of its capture stage."""
+    if capture is None:
+        return "starting"
+    if capture.state != "ready":
+        return capture.state
+    if capture.beat.get("done"):
+        return "ended"
+    return "connected" if capture.beat.get("connected") else "lost"
 
 
 class Rates:
