@@ -510,9 +510,10 @@ class Daemon:
                 self._tell(name, "retire", pool=pool)
 
     def _tell_health(self, now: float) -> None:
-        if now >= self._health_at:
-            self._health_at = now + HEALTH_S
-            stopping = self.phase in ("draining", "stopping", "gone")
+        if now < self._health_at:
+            return
+        self._health_at = now + HEALTH_S
+        stopping = self.phase in ("draining", "stopping", "gone")
         body = snapshot(self.plan.line, self.ledger, self.stages, self.rates, self.started_at, stopping)
         self._tell("alert", "health", body=body)
 
