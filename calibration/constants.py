@@ -8,7 +8,7 @@ import numpy as np
 
 from calibration import Progress, no_progress
 from calibration.conformal import needed_for_promise, promise, threshold_for
-from calibration.fre import MethodFit, Unseen
+from calibration.methods import How, MethodFit, Unseen
 from calibration.snapshot import F64
 from edge.bundle import CalibrationInfo
 from edge.errors import DataError
@@ -39,30 +39,33 @@ def calibrate(
     *,
     rate: float,
     exact: bool,
-    how: str,
+    how: How,
     seed: int,
     progress: Progress = no_progress,
 ) -> Constants:
     """Constants from ``fitted.scaling``, thresholds from ``fitted.calibrating``.
 
     The two differ for a held-out split, whose guarantee is exact only if nothing of the score's definition
-    has seen the calibration pictures. ``how``: "folds" or "holdout". Raises DataError as
-    :func:`threshold_for`."""
+    has seen the calibration pictures. A head without a norm has the rule "max" alone. Raises DataError as
+    :func:`threshold_for`, and for a rule that the head cannot serve."""
+    if rule != "max" and fitted.scaling.norms is None:
+        raise DataError(f"score rule {rule!r} needs a head with a residual norm, which this method has not; use max")
     if tail.fuse == "geometric" and not tail.tiny:
         tiny = tuple(TINY * max(float(level.mean(dtype=np.float64)), TINY) for level in fitted.scaling.levels)
         tail = tail.model_copy(update={"tiny": tiny})
     same = fitted.calibrating is fitted.scaling or fitted.calibrating.levels is fitted.scaling.levels
     scaling = parts_of(fitted.scaling, tail, progress)
     parts = scaling if same else parts_of(fitted.calibrating, tail, progress)
-    spec = ScoreSpec(rule=rule, norm=_log_scale(scaling["norm"], "norm"), max=_log_scale(scaling["max"], "max"))
+    scales = {name: _log_scale(values, name) for name, values in scaling.items()}
+    spec = ScoreSpec(rule=rule, norm=scales.get("norm"), max=scales["max"])
     count = len(parts["max"])
-    pictures = [{"norm": float(parts["norm"][i]), "max": float(parts["max"][i])} for i in range(count)]
+    pictures = [{name: float(values[i]) for name, values in parts.items()} for i in range(count)]
     scores = {**parts, "score": np.array([image_score(spec, picture) for picture in pictures])}
     image = threshold_for(_positive(scores["score"]), rate, seed)
     pixel = threshold_for(_positive(scores["max"]), rate, seed)
     info = CalibrationInfo(
         count=count,
-        method="folds" if how == "folds" else "holdout",
+        method=how,
         guarantee=promise(count, rate, exact, how),
         exact=exact and not image.extrapolated,
         false_alarm_rate=rate,
@@ -79,13 +82,15 @@ def calibrate(
 
 
 def parts_of(unseen: Unseen, tail: TailSpec, progress: Progress = no_progress) -> dict[str, F64]:
-    """``norm`` and ``max`` of every picture, float64 [n], by the arithmetic that the daemon uses."""
+    """``max`` and (where the head has one) ``norm`` of every picture, float64 [n], by the arithmetic that the daemon
+    uses."""
     runner = Tail(tail)
-    count = len(unseen.norms)
-    result = {"norm": np.empty(count), "max": np.empty(count)}
+    count = len(unseen.levels[0])
+    result = {name: np.empty(count) for name in (("max",) if unseen.norms is None else ("norm", "max"))}
     for start in range(0, count, _BATCH):
         rows = slice(start, start + _BATCH)
-        residuals = Residuals([level[rows] for level in unseen.levels], unseen.norms[rows])
+        norms = None if unseen.norms is None else unseen.norms[rows]
+        residuals = Residuals([level[rows] for level in unseen.levels], norms)
         _, parts = score_parts(runner, residuals)
         for name, values in result.items():
             values[rows] = [part[name] for part in parts]

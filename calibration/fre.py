@@ -8,44 +8,82 @@ thousand.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration import Progress, no_progress
+from calibration.conformal import folds_of
+from calibration.methods import Defaults, Indices, Job, MethodFit, Restored, Settings, Stored, Unseen, settings_of
+from calibration.options import FitOptions
 from calibration.snapshot import F32, F64, Features, fit_subspace, gram, held_out, mean_of, recentre
 from edge.errors import DataError
 from edge.heads.fre import pool_mean
-
-METHOD = "fre"
-DEFAULT_VARIANCE = 0.97
-DEFAULT_POOL = 2
-
-Indices = NDArray[np.intp]
+from edge.heads.tail import TailSpec
 
 
-@dataclass(frozen=True)
-class Unseen:
-    """Residuals of pictures under models fitted without them.
-
-    levels: float32 [n, h, w] a layer; norms: float64 [n] of the detection layer."""
-
-    levels: list[F32]
-    norms: F64
+class FreSettings(Settings):
+    """FRE has no settings beyond the options."""
 
 
-@dataclass(frozen=True)
-class MethodFit:
-    """What fitting gives: the head's spec and arrays; residuals to set the score's constants with (of the
-    fitted pictures, by folds) and to calibrate with (the same, or those of a held-out split); the Gram
-    matrices."""
+class FreFitter:
+    """See :class:`calibration.methods.Fitter`."""
 
-    spec: dict[str, object]
-    arrays: dict[str, F32]
-    scaling: Unseen
-    calibrating: Unseen
-    grams: dict[str, F64]
+    method = "fre"
+    needs_graph = True
+    needs_pictures = False
+    defaults = Defaults(
+        layers=("layer1", "layer2", "layer3"),
+        rule="combined",
+        calibration="folds",
+        calibrations=("folds", "holdout"),
+        tail=TailSpec(),
+    )
+    settings: type[Settings] = FreSettings
+
+    def check(self, options: FitOptions) -> None:
+        settings_of(FreSettings, self.method, options.settings)
+        layers = options.scored_layers
+        if options.detection not in layers:
+            raise DataError(f"the detection layer {options.detection!r} is not among {', '.join(layers)}")
+        if not 0 < options.variance < 1:
+            raise DataError(f"the retained variance must lie between 0 and 1, not {options.variance}")
+        if options.pool < 1:
+            raise DataError(f"pool must be at least 1, not {options.pool}")
+
+    def taps(self, options: FitOptions) -> tuple[str, ...]:
+        return options.scored_layers
+
+    def keep(self, options: FitOptions, taps: Mapping[str, F32]) -> dict[str, Features]:
+        return pooled_features(taps, options.pool)
+
+    def fit(self, job: Job) -> MethodFit:
+        options = job.options
+        layers = options.scored_layers
+        # A held-out split needs residuals for the score's constants as well: by folds of the rest.
+        folds = job.folds or tuple(job.train[part] for part in folds_of(len(job.train), options.folds, options.seed))
+        return fit(
+            {layer: job.stored[layer] for layer in layers},
+            {layer: job.source.shape(layer) for layer in layers},
+            detection=options.detection,
+            pool=options.pool,
+            variance=options.variance,
+            folds=folds,
+            held=job.held,
+            grams={layer: job.known[f"gram_{layer}"] for layer in layers} if job.known else None,
+            progress=job.progress,
+        )
+
+    def restore(self, options: FitOptions, spec: Mapping[str, Any], arrays: Stored, refit: Stored | None) -> Restored:
+        if refit is None:
+            raise DataError("it was fitted without what a refit needs; run edge fit on the pictures again")
+        layers = options.scored_layers
+        missing = [layer for layer in layers if f"features_{layer}" not in refit]
+        if missing or options.pool != spec.get("pool"):
+            raise DataError(f"a refit cannot add layers ({missing}) or change the pooling; run edge fit again")
+        stored = {layer: refit[f"features_{layer}"] for layer in layers}
+        return Restored(stored, {f"gram_{layer}": refit[f"gram_{layer}"] for layer in layers})
 
 
 def pooled_features(taps: Mapping[str, F32], pool: int) -> dict[str, Features]:
@@ -80,8 +118,9 @@ def fit(
         "pool": pool,
         "variance": variance,
     }
-    arrays: dict[str, F32] = {}
-    kept: dict[str, F64] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    refit: dict[str, NDArray[Any]] = {}
+    components: dict[str, int] = {}
     scaling: list[F32] = []
     calibrating: list[F32] = []
     norms: dict[str, tuple[F64, F64]] = {}
@@ -89,13 +128,14 @@ def fit(
         progress(done, len(features), "algebra")
         train = np.setdiff1d(np.arange(len(values)), held if held is not None else [])
         centre = mean_of(values)
-        kept[layer] = matrix = grams[layer] if grams is not None else gram(values, centre)
+        matrix = grams[layer] if grams is not None else gram(values, centre)
+        refit[f"features_{layer}"], refit[f"gram_{layer}"] = values, matrix
         part = values if held is None else values[train]
         part_matrix = recentre(matrix[np.ix_(train, train)])
         subspace = fit_subspace(part, centre if held is None else mean_of(part), part_matrix, variance)
         arrays[f"mu_{layer}"], arrays[f"w_{layer}"] = subspace.mean, subspace.basis
         spec[f"shape_{layer}"] = list(shapes[layer])
-        spec[f"components_{layer}"] = len(subspace.basis)
+        spec[f"components_{layer}"] = components[layer] = len(subspace.basis)
         # Fold indices count all pictures; the fit part counts its own.
         own = [np.searchsorted(train, fold) for fold in folds]
         unseen = held_out(part, centre, part_matrix, own, variance)
@@ -108,4 +148,11 @@ def fit(
             norms[layer] = (unseen.norms, apart.norms[held])
     progress(len(features), len(features), "algebra")
     first, second = norms[detection]
-    return MethodFit(spec, arrays, Unseen(scaling, first), Unseen(calibrating, second), kept)
+    return MethodFit(
+        spec,
+        arrays,
+        Unseen(scaling, first),
+        Unseen(calibrating, second),
+        refit,
+        details={"components": components},
+    )

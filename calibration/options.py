@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from calibration import fre
+from calibration.methods import How, fitter_of
 from edge.errors import DataError
 from edge.heads.scorer import RULES, Rule
 from edge.heads.tail import TailSpec
 
-DEFAULT_LAYERS = ("layer1", "layer2", "layer3")
 HOLDOUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What a fit may be asked for; the defaults are the documented ones.
+    """What a fit may be asked for. None: the method's own default, filled in by :meth:`resolved`.
 
-    false_alarms: accepted rate of false alarms an inspected picture, in (0, 1). calibration: "folds" (all
-    pictures fitted, each scored once by a model without it) or "holdout" (a fifth is kept out: exact
-    guarantee). seed: of folds, hold-out and bootstrap. tail: settings of the anomaly map."""
+    layers: the taps whose residuals make the map. detection: the layer whose residual norm scores the picture
+    (methods with a norm). variance, pool: FRE's. settings: the method's own, by name
+    (:class:`calibration.methods.Settings`).
+    false_alarms: accepted rate of false alarms an inspected picture, in (0, 1). calibration: "folds" or "loo" (all
+    pictures fitted, each scored once by a model without it) or "holdout" (a fifth is kept out: exact guarantee).
+    seed: of folds, hold-out, bootstrap and training. tail: settings of the anomaly map."""
 
-    method: str = fre.METHOD
-    layers: tuple[str, ...] = DEFAULT_LAYERS
+    method: str = "fre"
+    layers: tuple[str, ...] | None = None
     detection: str = "layer3"
-    rule: Rule = "combined"
-    variance: float = fre.DEFAULT_VARIANCE
-    pool: int = fre.DEFAULT_POOL
+    rule: Rule | None = None
+    variance: float = 0.97
+    pool: int = 2
+    settings: Mapping[str, object] = field(default_factory=dict)
     false_alarms: float = 1e-3
-    calibration: Literal["folds", "holdout"] = "folds"
+    calibration: How | None = None
     folds: int = 10
     holdout: float = HOLDOUT_SHARE
     seed: int = 0
     keep_refit: bool = True
-    tail: TailSpec = field(default_factory=TailSpec)
+    tail: TailSpec | None = None
 
-    def check(self) -> None:
-        """Raises DataError, one line, for a combination that cannot work."""
-        if self.method != fre.METHOD:
-            raise DataError(f"unknown method {self.method!r}; this version fits {fre.METHOD}")
-        if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise DataError(f"layers must be one or several different taps, not {list(self.layers)}")
-        if self.detection not in self.layers:
-            raise DataError(f"the detection layer {self.detection!r} is not among {', '.join(self.layers)}")
-        if self.rule not in RULES:
-            raise DataError(f"unknown score rule {self.rule!r}; known are {', '.join(RULES)}")
-        if not 0 < self.variance < 1:
-            raise DataError(f"the retained variance must lie between 0 and 1, not {self.variance}")
+    def resolved(self) -> FitOptions:
+        """These options with the method's defaults in place of None, checked.
+
+        Raises DataError, one line, for a combination that cannot work."""
+        fitter = fitter_of(self.method)
+        defaults = fitter.defaults
+        options = replace(
+            self,
+            layers=defaults.layers if self.layers is None else self.layers,
+            rule=self.rule or defaults.rule,
+            calibration=self.calibration or defaults.calibration,
+            tail=self.tail or defaults.tail,
+        )
+        layers = options.layers or ()
+        if len(set(layers)) != len(layers) or (not layers and defaults.layers):
+            raise DataError(f"layers must be one or several different taps, not {list(layers)}")
+        if options.rule not in RULES:
+            raise DataError(f"unknown score rule {options.rule!r}; known are {', '.join(RULES)}")
         if not 0 < self.false_alarms < 1:
             raise DataError(f"the accepted rate of false alarms must lie between 0 and 1: {self.false_alarms}")
-        if self.pool < 1 or self.folds < 2 or not 0 < self.holdout < 1:
-            raise DataError("pool must be at least 1, folds at least 2, the hold-out share between 0 and 1")
-        if self.calibration not in ("folds", "holdout"):
-            raise DataError(f"unknown calibration {self.calibration!r}; known are folds and holdout")
+        if self.folds < 2 or not 0 < self.holdout < 1:
+            raise DataError("folds must be at least 2, the hold-out share between 0 and 1")
+        if options.calibration not in defaults.calibrations:
+            raise DataError(
+                f"{self.method} cannot be calibrated by {options.calibration!r};"
+                f" it knows {', '.join(defaults.calibrations)}"
+            )
+        fitter.check(options)
+        return options
+
+    @property
+    def scored_layers(self) -> tuple[str, ...]:
+        """:attr:`layers` once resolved."""
+        return self.layers or ()

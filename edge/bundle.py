@@ -79,7 +79,7 @@ class CalibrationInfo(_Model):
     """What the thresholds promise. Scores above ``threshold`` are alarms; rates are per inspected picture."""
 
     count: int = Field(ge=1)
-    method: Literal["folds", "holdout"]
+    method: Literal["folds", "loo", "holdout"]
     guarantee: str  # a sentence for people
     exact: bool  # finite-sample guarantee for exchangeable pictures
     false_alarm_rate: float = Field(gt=0, lt=1)

@@ -23,6 +23,7 @@ COMMANDS = {
     "watch": ("watch", "Follow verdicts and alerts of a running daemon."),
     "inspect": ("inspect", "Score pictures and write heat maps."),
     "ledger": ("ledger", "Show every camera's balance, also while no daemon runs."),
+    "soak": ("soak", "A long run under SIGKILL, every promise checked."),
     "bench": ("bench", "Measure: wire, pipeline, start-up."),
     "engine": ("engine", "Export backbones to ONNX; list what is known."),
     "doctor": ("doctor", "What this machine has, and what would stop the daemon."),

@@ -9,11 +9,12 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edge.alerts.config import AlertPolicy, PublishSettings, StoreSettings
 from edge.cameras.config import CameraSource
@@ -90,7 +91,7 @@ class CameraSettings(_Settings):
 
 
 class LineFile(_Settings):
-    """A whole line file."""
+    """A whole line file, made by :func:`parse_line`, which also checks how its keys fit together."""
 
     line: LineSettings = LineSettings()
     pipeline: PipelineSettings = PipelineSettings()
@@ -100,25 +101,10 @@ class LineFile(_Settings):
     publish: PublishSettings = PublishSettings()
     camera: tuple[CameraSettings, ...] = Field(min_length=1, max_length=MAX_CAMERAS)
 
-    @model_validator(mode="after")
-    def _cameras_fit_together(self) -> LineFile:
-        names = [camera.name for camera in self.camera]
-        for name in sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"camera name {name!r} is used {names.count(name)} times; names must be unique")
-        if self.line.bundle is None:
-            for camera in self.camera:
-                if camera.bundle is None:
-                    raise ValueError(f"camera {camera.name!r} has no bundle: set line.bundle or the camera's bundle")
-        if self.pipeline.queue >= self.pipeline.slots:
-            raise ValueError(
-                f"pipeline.queue ({self.pipeline.queue}) must be below pipeline.slots ({self.pipeline.slots})"
-            )
-        return self
-
     def bundle_of(self, camera: CameraSettings) -> Path:
         """The bundle that scores ``camera``."""
         path = camera.bundle or self.line.bundle
-        assert path is not None  # _cameras_fit_together
+        assert path is not None  # _disagreements
         return path
 
 
@@ -146,13 +132,16 @@ def load_line(path: Path) -> LineFile:
 
 def parse_line(data: dict[str, Any], path: Path) -> LineFile:
     """Check a line file's content; ``path`` names it in errors and anchors relative paths."""
+    # Not a validator of the model: that runs only once every key is right by itself, and all mistakes are told at once.
+    mistakes = list(_disagreements(data))
+    line = None
     try:
         line = LineFile.model_validate(data)
     except ValidationError as error:
-        lines = [f"{path}: {text}" for text in _sentences(error)]
-        raise ConfigError(
-            "\n".join([*lines, f"({len(lines)} mistake{'s' * (len(lines) > 1)}; nothing was started)"])
-        ) from None
+        mistakes = [*_sentences(error), *mistakes]
+    if line is None or mistakes:
+        lines = [f"{path}: {text}" for text in mistakes]
+        raise ConfigError("\n".join([*lines, f"({len(lines)} mistake{'s' * (len(lines) > 1)}; nothing was started)"]))
     return _anchored(line, path.resolve().parent)
 
 
@@ -160,13 +149,40 @@ def _anchored(model: Any, base: Path) -> Any:
     """A copy of ``model`` whose relative paths are relative to ``base``."""
     if isinstance(model, Path):
         # $CREDENTIALS_DIRECTORY and the like are filled in first: they name absolute folders.
-        return base / Path(os.path.expandvars(model)).expanduser()
+        # os.path's, for Path.expanduser raises where the user of ~user is unknown; here the path then names no file.
+        if "\0" in str(model):
+            raise ConfigError(f"a path must not hold a NUL character. Got {str(model)[:80]!r}")
+        return base / os.path.expanduser(os.path.expandvars(model))
     if isinstance(model, tuple):
         return tuple(_anchored(item, base) for item in model)
     if isinstance(model, BaseModel):
         changes = {name: _anchored(getattr(model, name), base) for name in type(model).model_fields}
         return model.model_copy(update={k: v for k, v in changes.items() if v is not getattr(model, k)})
     return model
+
+
+def _disagreements(data: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are right by themselves and wrong together. ``data`` is as it was read: what is of another type is
+    passed over here, the models refuse it."""
+    cameras = [c if isinstance(c, Mapping) else {} for c in _as_list(data.get("camera"))]
+    names = Counter(name for camera in cameras if isinstance(name := camera.get("name"), str))
+    for name, count in names.items():
+        if count > 1:
+            yield f"camera: the name {name!r} is used {count} times; names must be unique"
+    line, pipeline = data.get("line", {}), data.get("pipeline", {})
+    if isinstance(line, Mapping) and line.get("bundle") is None:
+        for index, camera in enumerate(cameras):
+            if camera and camera.get("bundle") is None:
+                yield f"camera[{index}].bundle: missing; set it, or line.bundle for every camera without one"
+    if isinstance(pipeline, Mapping):
+        fields = PipelineSettings.model_fields
+        queue, slots = (pipeline.get(key, fields[key].default) for key in ("queue", "slots"))
+        if type(queue) is type(slots) is int and queue >= slots > 1:
+            yield f"pipeline.queue: must be below pipeline.slots, which is {slots}. Got {queue}"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
@@ -177,13 +193,17 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             key = str(item["loc"][-1])
             near = difflib.get_close_matches(key, _known_keys(LineFile), n=1)
             yield f"{where}: unknown key.{f' Did you mean {near[0]}?' if near else ''}"
+        elif kind == "too_short" and item["loc"] == ("camera",):
+            # pydantic also says so when there are cameras and all of them are wrong.
+            if not item["input"]:
+                yield "camera: at least one [[camera]] is needed"
         elif kind == "missing":
             yield f"{where}: missing; this key is needed"
         elif kind in ("union_tag_not_found", "union_tag_invalid"):
-            yield f"{where}.kind: must be one of {item.get('ctx', {}).get('expected_tags') or _kinds()}{_got(item)}"
+            yield f"{where}.kind: must be one of {_kinds()}{_shown(item.get('ctx', {}).get('tag'))}"
         else:
             message = re.sub(r"^(Value error, |Input )", "", item["msg"])
-            message = re.sub(r"^should", "must", message)
+            message = re.sub(r"\bshould\b", "must", message, count=1)
             yield f"{where + ': ' if where else ''}{message}{_got(item)}"
 
 
@@ -205,6 +225,12 @@ def _got(item: Any) -> str:
         return ""
     # A URL may carry a password, so values under such keys are not repeated.
     if any(str(part) in ("url", "password", "password_file") for part in item["loc"]):
+        return ""
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, str) and "://" in value and "@" in value):  # a URL in the wrong place
         return ""
     return f". Got {str(value)[:80]!r}" if isinstance(value, str) else f". Got {str(value)[:80]}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import cv2
 import numpy as np
 
@@ -15,7 +17,7 @@ def quiet_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
-class VideoCaptureConnection:
+class VideoCaptureConnection(ABC):
     """One ``cv2.VideoCapture``; see :class:`~edge.cameras.newest.Connection`.
 
     OpenCV says only that it failed: subclasses tell why, in :meth:`open`.
@@ -25,8 +27,9 @@ class VideoCaptureConnection:
         self._name = name
         self._capture: cv2.VideoCapture | None = None
 
+    @abstractmethod
     def open(self) -> None:
-        raise NotImplementedError
+        """Open ``self._capture``. Raises CameraError, CameraConfigError."""
 
     def grab(self) -> Decode:
         assert self._capture is not None, "grab() before open()"

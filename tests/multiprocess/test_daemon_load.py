@@ -98,7 +98,7 @@ STAGES = ("__main__", "base", "capture", "preprocess", "backbone", "head", "aler
     ("modules", "banned"),
     [
         ([f"edge.stages.{name}" for name in STAGES], {"torch", "onnx", "onnxruntime", "calibration", "sklearn"}),
-        (["edge.supervisor.daemon", "edge.commands.run"], {"torch", "onnx", "calibration", "openvino", "cv2"}),
+        (["edge.supervisor.daemon", "edge.commands.run"], {"torch", "onnx", "calibration", "openvino", "onnxruntime"}),
         (["edge.cameras.rtsp", "edge.cameras.mjpeg", "edge.cameras.v4l2"], {"torch", "onnx", "calibration"}),
     ],
     ids=["stages", "supervisor", "cameras"],
