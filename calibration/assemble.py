@@ -1,4 +1,4 @@
-"""From pooled features to a written bundle: what a fit and a refit share."""
+"""From what was kept of the pictures to a written bundle: what a fit and a refit share."""
 
 from __future__ import annotations
 
@@ -11,40 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from calibration import Progress, fre, no_progress
+from calibration import Progress, no_progress
 from calibration.conformal import MIN_PICTURES, alarms_per_hour, folds_of
 from calibration.constants import Constants, calibrate
+from calibration.methods import Indices, Job, Source, Stored, fitter_of
 from calibration.options import FitOptions
-from calibration.snapshot import F64, Features
-from edge.bundle import BackboneInfo, InputInfo, Manifest, Provenance, SplitInfo, write_bundle
+from edge.bundle import Manifest, Provenance, SplitInfo, write_bundle
 from edge.errors import DataError
 
 UNUSUAL = 5
 
 
 @dataclass(frozen=True)
-class Source:
-    """The network that gave the features."""
-
-    backbone: BackboneInfo
-    input: InputInfo
-    graph: bytes
-    runtime: str
-
-    def shape(self, layer: str) -> tuple[int, int, int]:
-        tap = next(tap for tap in self.backbone.taps if tap.name == layer)
-        return tap.channels, tap.height, tap.width
-
-
-@dataclass(frozen=True)
 class Work:
-    """Everything after the pictures: what a fit and a refit share."""
+    """Everything after the pictures: what a fit and a refit share. options: resolved; stored, known: see
+    :class:`calibration.methods.Job`."""
 
     source: Source
-    features: dict[str, Features]
-    grams: dict[str, F64] | None
+    stored: Stored
+    known: Stored
     split: SplitInfo
     options: FitOptions
     skipped: tuple[str, ...]
@@ -56,8 +42,8 @@ class FitReport:
     """What a fit did, for people and ``--json``.
 
     seconds: wall time by part (``backbone``, ``algebra``, ``calibration``, ``write``); threshold and the rest
-    as in the manifest's calibration; alarms_per_hour: at ``frames_per_second``, before n-of-m; components:
-    kept a layer; unusual: the good pictures that look least good to a model without them (name, score), worth
+    as in the manifest's calibration; alarms_per_hour: at ``frames_per_second``, before n-of-m; details: the
+    method's own figures (FRE: components kept a layer); unusual: the good pictures that look least good to a model without them (name, score), worth
     a look: a defect among them blinds the model to its like; duplicates: good pictures whose file is a copy
     of another's.
     """
@@ -76,7 +62,7 @@ class FitReport:
     guarantee: str
     alarms_per_hour: float
     frames_per_second: float
-    components: dict[str, int]
+    details: dict[str, object]
     unusual: tuple[tuple[str, float], ...]
     duplicates: int
     size_bytes: int
@@ -90,25 +76,29 @@ class FitReport:
 def assemble(out: Path, work: Work, frames_per_second: float, progress: Progress = no_progress) -> FitReport:
     """Fit the head, calibrate it, write the bundle atomically. Raises as :func:`calibration.fit.fit_bundle`."""
     options, source = work.options, work.source
+    fitter = fitter_of(options.method)
     names = [picture.name for picture in work.split.fitted]
     train, held = _hold_out(len(names), options)
-    folds = [train[part] for part in folds_of(len(train), options.folds, options.seed)]
     clock = _Clock(dict(work.seconds))
-    fitted = fre.fit(
-        work.features,
-        {layer: source.shape(layer) for layer in options.layers},
-        detection=options.detection,
-        pool=options.pool,
-        variance=options.variance,
-        folds=folds,
-        held=held,
-        grams=work.grams,
-        progress=progress,
+    fitted = fitter.fit(
+        Job(
+            stored=work.stored,
+            source=source,
+            options=options,
+            train=train,
+            held=held,
+            folds=tuple(train[part] for part in folds_of(len(train), options.folds, options.seed)),
+            known=work.known,
+            progress=progress,
+        )
     )
     clock.lap("algebra")
+    assert options.tail is not None  # resolved
+    assert options.rule is not None
+    assert options.calibration is not None
     constants = calibrate(
         fitted,
-        options.tail,
+        fitted.tail or options.tail,
         options.rule,
         rate=options.false_alarms,
         exact=held is not None,
@@ -117,10 +107,15 @@ def assemble(out: Path, work: Work, frames_per_second: float, progress: Progress
         progress=progress,
     )
     clock.lap("calibration")
+    graph, backbone = source.graph, source.backbone
+    if fitted.own is not None:
+        graph = fitted.own.graph
+        changes = {"graph_sha256": hashlib.sha256(graph).hexdigest(), "taps": fitted.own.taps}
+        backbone = backbone.model_copy(update=changes)
     manifest = Manifest(
         method=options.method,
         spec=fitted.spec,
-        backbone=source.backbone,
+        backbone=backbone,
         input=source.input,
         tail=constants.tail,
         score=constants.score,
@@ -128,21 +123,18 @@ def assemble(out: Path, work: Work, frames_per_second: float, progress: Progress
         provenance=_provenance(work),
         split=work.split,
     )
-    refit: dict[str, NDArray[Any]] | None = None
-    if options.keep_refit:
-        refit = {f"features_{layer}": values for layer, values in work.features.items()}
-        refit |= {f"gram_{layer}": values for layer, values in fitted.grams.items()}
-    written = write_bundle(out, manifest, fitted.arrays, constants.scores, source.graph, refit)
+    refit = fitted.refit if options.keep_refit and fitted.refit else None
+    written = write_bundle(out, manifest, fitted.arrays, constants.scores, graph, refit)
     clock.lap("write")
     calibrated = names if held is None else [names[i] for i in held]
-    return _report(out, work, written, fitted.spec, _unusual(constants, calibrated), clock.seconds, frames_per_second)
+    return _report(out, work, written, fitted.details, _unusual(constants, calibrated), clock.seconds, frames_per_second)
 
 
 def _report(
     out: Path,
     work: Work,
     manifest: Manifest,
-    spec: dict[str, object],
+    details: dict[str, object],
     unusual: tuple[tuple[str, float], ...],
     seconds: dict[str, float],
     frames_per_second: float,
@@ -164,7 +156,7 @@ def _report(
         guarantee=info.guarantee,
         alarms_per_hour=alarms_per_hour(info.false_alarm_rate, frames_per_second),
         frames_per_second=frames_per_second,
-        components={layer: int(str(spec[f"components_{layer}"])) for layer in work.options.layers},
+        details=details,
         unusual=unusual,
         duplicates=len(fitted) - len({picture.sha256 for picture in fitted}),
         size_bytes=sum(file.size for file in manifest.files.values()),
@@ -183,15 +175,15 @@ class _Clock:
         self._last = now
 
 
-def _hold_out(count: int, options: FitOptions) -> tuple[fre.Indices, fre.Indices | None]:
+def _hold_out(count: int, options: FitOptions) -> tuple[Indices, Indices | None]:
     everything = np.arange(count)
-    if options.calibration == "folds":
+    if options.calibration != "holdout":
         return everything, None
     held_count = max(MIN_PICTURES, round(options.holdout * count))
     if count - held_count < MIN_PICTURES:
         raise DataError(
-            f"{count} good pictures are too few to hold {held_count} out; use the calibration by folds"
-            " or take more pictures"
+            f"{count} good pictures are too few to hold {held_count} out; take more pictures, or calibrate by folds"
+            " or leave-one-out where the method can"
         )
     # Another stream than the folds', so that the two choices have nothing to do with each other.
     order = np.random.RandomState(options.seed + 1_000_003).permutation(count)

@@ -30,6 +30,7 @@ from engines import Engine
 Result = TypeVar("Result")
 Taps = Mapping[str, NDArray[np.float32]]
 Work = Callable[[Taps], Result]
+Image = NDArray[np.uint8]
 
 MAX_LISTED = 20
 
@@ -43,6 +44,15 @@ class Worker(Generic[Result]):
     work: Work[Result]
 
 
+@dataclass(frozen=True)
+class Reader(Generic[Result]):
+    """What is done with a prepared picture (uint8 [h, w, 3] RGB of ``size``, a fresh array): used by one thread at
+    a time."""
+
+    size: tuple[int, int]
+    work: Callable[[Image], Result]
+
+
 def run_pictures(
     paths: Sequence[Path],
     workers: Sequence[Worker[Result]],
@@ -52,38 +62,58 @@ def run_pictures(
     progress: Progress = no_progress,
     what: str = "backbone",
 ) -> Iterator[tuple[int, Result]]:
-    """Yields (index into ``paths``, result), in order. Closes no engine.
+    """Every picture through a worker's engine and work: see :func:`run_readers`. Closes no engine."""
+    readers = [Reader(worker.engine.info.input_size, _through(worker)) for worker in workers]
+    return run_readers(
+        paths, readers, skip_unreadable=skip_unreadable, skipped=skipped, progress=progress, what=what
+    )
 
-    Unreadable pictures: all of them are found (the engine idles after the first), then one DataError lists
+
+def _through(worker: Worker[Result]) -> Callable[[Image], Result]:
+    return lambda image: worker.work(worker.engine.infer(image[None]))
+
+
+def run_readers(
+    paths: Sequence[Path],
+    readers: Sequence[Reader[Result]],
+    *,
+    skip_unreadable: bool = False,
+    skipped: list[str] | None = None,
+    progress: Progress = no_progress,
+    what: str = "backbone",
+) -> Iterator[tuple[int, Result]]:
+    """Yields (index into ``paths``, result), in order.
+
+    Unreadable pictures: all of them are found (no work is done after the first), then one DataError lists
     them; with ``skip_unreadable`` they are left out and their lines appended to ``skipped``.
     """
     single_thread()
-    free: SimpleQueue[Worker[Result]] = SimpleQueue()
-    for worker in workers:
-        free.put(worker)
+    free: SimpleQueue[Reader[Result]] = SimpleQueue()
+    for reader in readers:
+        free.put(reader)
     hopeless = Event()
 
     def one(path: Path) -> Result | PictureError | None:
-        worker = free.get()
+        reader = free.get()
         try:
-            image = prepare(read_picture(path), worker.engine.info.input_size)
-            return None if hopeless.is_set() else worker.work(worker.engine.infer(image[None]))
+            image = prepare(read_picture(path), reader.size)
+            return None if hopeless.is_set() else reader.work(image)
         except PictureError as error:
             if not skip_unreadable:
                 hopeless.set()
             return error
         finally:
-            free.put(worker)
+            free.put(reader)
 
     errors: list[str] = []
     pending: deque[Future[Result | PictureError | None]] = deque()
-    with ThreadPoolExecutor(len(workers)) as pool, ExitStack() as undo:
+    with ThreadPoolExecutor(len(readers)) as pool, ExitStack() as undo:
         # Leaving early (an error, a closed generator) must not run what is still queued.
         undo.callback(lambda: [future.cancel() for future in pending])
         ahead = iter(paths)
         for path in ahead:
             pending.append(pool.submit(one, path))
-            if len(pending) >= 2 * len(workers):
+            if len(pending) >= 2 * len(readers):
                 break
         for index in range(len(paths)):
             outcome = pending.popleft().result()

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from calibration import Progress, fre, no_progress
-from calibration.assemble import FitReport, Source, Work, assemble
+from calibration import Progress, no_progress
+from calibration.assemble import FitReport, Work, assemble
 from calibration.conformal import MIN_PICTURES
 from calibration.datasets import Split, file_sha256
-from calibration.features import Worker, run_pictures
+from calibration.features import Reader, run_readers
+from calibration.methods import PICTURES, Fitter, Source, Stored, fitter_of
 from calibration.options import FitOptions
-from calibration.snapshot import Features
+from calibration.store import Store
 from edge.bundle import BackboneInfo, FittedPicture, InputInfo, SplitInfo, TapInfo, load_bundle
 from edge.bundle_files import check_target
 from edge.errors import DataError
 from edge.heads import single_thread
-from engines import open_engine
+from engines import Engine, open_engine
 
 __all__ = ["FitOptions", "FitReport", "fit_bundle", "refit_bundle"]
 
@@ -31,9 +35,10 @@ def fit_bundle(
     good: Split | Sequence[Path],
     out: Path | str,
     *,
-    graph: bytes,
+    graph: bytes | None,
     backbone: str,
     options: FitOptions | None = None,
+    input_size: tuple[int, int] = (256, 256),
     precision: str = "f32",
     runtime: str = "auto",
     workers: int = 2,
@@ -44,15 +49,17 @@ def fit_bundle(
     """Fit a bundle on good pictures and write it atomically to ``out`` (a folder, or a .zip).
 
     good: a split (its ``good`` pictures; the bundle remembers the split) or paths. graph: the backbone's ONNX
-    bytes, named ``backbone``. Deterministic: the same pictures and options give the same arrays and
-    thresholds.
+    bytes, named ``backbone``; None for a method that works on pictures alone, which then get ``input_size`` (h, w).
+    Deterministic: the same pictures and options give the same arrays and thresholds.
 
     Raises DataError (pictures too few, unreadable, all alike; options that cannot work), EngineError,
-    ResourceError and BundleError (see :func:`edge.bundle.write_bundle`). Nothing is written in any of these
-    cases.
+    ResourceError (memory, disk) and BundleError (see :func:`edge.bundle.write_bundle`). Nothing is written in any of
+    these cases.
     """
-    options = options or FitOptions()
-    options.check()
+    options = (options or FitOptions()).resolved()
+    fitter = fitter_of(options.method)
+    if graph is None and fitter.needs_graph:
+        raise DataError(f"{options.method} works on a backbone's features: name one with --backbone")
     out = Path(out)
     split = good if isinstance(good, Split) else _split_of(good)
     _enough(len(split.good))
@@ -60,41 +67,30 @@ def fit_bundle(
     single_thread()
     started = time.perf_counter()
     skipped: list[str] = []
+    store = Store(len(split.good))
+    kept: list[Path] = []
     with ExitStack() as undo:
-        engines = []
+        crew: list[Reader[dict[str, NDArray[Any]]]] = []
+        network = None
         for _ in range(max(1, min(workers, len(split.good)))):
-            engine = open_engine(graph, runtime=runtime, precision=precision, threads=1, taps=options.layers)
-            undo.callback(engine.close)
-            engines.append(engine)
-        info = engines[0].info
-        crew = [Worker(e, lambda taps: fre.pooled_features(taps, options.pool)) for e in engines]
-        store: dict[str, Features] = {}
-        kept: list[Path] = []
-        for index, picture in run_pictures(
+            engine = None
+            taps = fitter.taps(options)
+            if graph is not None and taps:
+                engine = open_engine(graph, runtime=runtime, precision=precision, threads=1, taps=taps)
+                undo.callback(engine.close)
+            network = network or _source(graph, backbone, precision, input_size, engine)
+            crew.append(Reader((network.input.height, network.input.width), _keeping(fitter, options, engine)))
+        assert network is not None
+        for index, picture in run_readers(
             split.good, crew, skip_unreadable=skip_unreadable, skipped=skipped, progress=progress
         ):
-            for name, values in picture.items():
-                if name not in store:
-                    store[name] = np.empty((len(split.good), *values.shape), np.float16)
-                store[name][len(kept)] = values
+            store.add(picture)
             kept.append(split.good[index])
     _enough(len(kept))
-    features = {name: store[name][: len(kept)] for name in options.layers}
     fitted = tuple(FittedPicture(name=split.name(p), sha256=file_sha256(p)) for p in kept)
     source = SplitInfo(layout=split.layout, seed=split.seed, fitted=fitted)
-    network = Source(
-        BackboneInfo(
-            name=backbone,
-            graph_sha256=info.graph_sha256,
-            precision=info.precision,
-            taps=tuple(TapInfo(**asdict(tap)) for tap in info.taps),
-        ),
-        InputInfo(height=info.input_size[0], width=info.input_size[1]),
-        graph,
-        info.runtime,
-    )
     seconds = {"backbone": time.perf_counter() - started}
-    work = Work(network, features, None, source, options, tuple(skipped), seconds)
+    work = Work(network, store.arrays(), {}, source, options, tuple(skipped), seconds)
     return assemble(out, work, frames_per_second, progress)
 
 
@@ -111,29 +107,60 @@ def refit_bundle(
     bit.
 
     ``options.layers`` may be fewer than the bundle's; its pool is the bundle's. Raises DataError when the
-    bundle kept no features or lacks a layer, else as :func:`fit_bundle`."""
-    options.check()
+    bundle kept no features, lacks a layer or is another method's, else as :func:`fit_bundle`."""
+    options = options.resolved()
+    fitter = fitter_of(options.method)
     old = load_bundle(bundle)
-    kept = old.refit_arrays()
-    if kept is None:
-        raise DataError(f"{bundle}: it was fitted without what a refit needs; run edge fit on the pictures again")
-    missing = [name for name in options.layers if f"features_{name}" not in kept]
-    if missing or options.pool != old.manifest.spec.get("pool"):
-        raise DataError(f"{bundle}: a refit cannot add layers ({missing}) or change the pooling; run edge fit again")
-    single_thread()
     manifest = old.manifest
+    if manifest.method != options.method:
+        raise DataError(f"{bundle}: it is a bundle of {manifest.method}; a refit cannot make it {options.method}")
+    try:
+        restored = fitter.restore(options, manifest.spec, old.arrays, old.refit_arrays())
+    except DataError as error:
+        raise DataError(f"{bundle}: {error}") from None
+    single_thread()
     by_name = {tap.name: tap for tap in manifest.backbone.taps}
-    taps = tuple(by_name[name] for name in options.layers)
+    taps = tuple(by_name[name] for name in fitter.taps(options))
     network = Source(
         manifest.backbone.model_copy(update={"taps": taps}),
         manifest.input,
         old.graph,
         manifest.provenance.runtime,
     )
-    features = {name: kept[f"features_{name}"] for name in options.layers}
-    grams = {name: kept[f"gram_{name}"] for name in options.layers}
-    work = Work(network, features, grams, manifest.split, options, (), {})
+    work = Work(network, restored.stored, restored.known, manifest.split, options, (), {})
     return assemble(Path(out), work, frames_per_second, progress)
+
+
+def _keeping(fitter: Fitter, options: FitOptions, engine: Engine | None) -> Any:
+    def work(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        kept: dict[str, NDArray[Any]] = {}
+        if engine is not None:
+            kept.update(fitter.keep(options, engine.infer(image[None])))
+        if fitter.needs_pictures:
+            kept[PICTURES] = image
+        return kept
+
+    return work
+
+
+def _source(
+    graph: bytes | None, backbone: str, precision: str, input_size: tuple[int, int], engine: Engine | None
+) -> Source:
+    """What is known of the network: from its engine, or (where none runs at the fit) as it was asked for."""
+    if engine is None:
+        # The method's own graph and taps take these places (MethodFit.own).
+        tap = TapInfo(name="image", channels=3, height=input_size[0], width=input_size[1])
+        sha256 = hashlib.sha256(graph or b"").hexdigest()
+        info = BackboneInfo(name=backbone, graph_sha256=sha256, precision=precision, taps=(tap,))
+        return Source(info, InputInfo(height=input_size[0], width=input_size[1]), graph or b"", "none at the fit")
+    info = BackboneInfo(
+        name=backbone,
+        graph_sha256=engine.info.graph_sha256,
+        precision=engine.info.precision,
+        taps=tuple(TapInfo(**asdict(tap)) for tap in engine.info.taps),
+    )
+    height, width = engine.info.input_size
+    return Source(info, InputInfo(height=height, width=width), graph or b"", engine.info.runtime)
 
 
 def _split_of(paths: Sequence[Path]) -> Split:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration import Progress, no_progress
-from calibration.conformal import folds_of
 from calibration.methods import Defaults, Indices, Job, MethodFit, Restored, Settings, Stored, Unseen, settings_of
 from calibration.options import FitOptions
 from calibration.snapshot import F32, F64, Features, fit_subspace, gram, held_out, mean_of, recentre
@@ -61,15 +60,13 @@ class FreFitter:
     def fit(self, job: Job) -> MethodFit:
         options = job.options
         layers = options.scored_layers
-        # A held-out split needs residuals for the score's constants as well: by folds of the rest.
-        folds = job.folds or tuple(job.train[part] for part in folds_of(len(job.train), options.folds, options.seed))
         return fit(
             {layer: job.stored[layer] for layer in layers},
             {layer: job.source.shape(layer) for layer in layers},
             detection=options.detection,
             pool=options.pool,
             variance=options.variance,
-            folds=folds,
+            folds=job.folds,
             held=job.held,
             grams={layer: job.known[f"gram_{layer}"] for layer in layers} if job.known else None,
             progress=job.progress,

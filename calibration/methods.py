@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FITTERS: dict[str, str] = {
     "fre": "calibration.fre:FreFitter",
+    "hfra": "calibration.hfra:HfraFitter",
     "sgfr": "calibration.sgfr:SgfrFitter",
 }
 """Method name -> "module:class", imported when asked for: a closed-form fit must not load torch."""
@@ -87,7 +88,7 @@ class Job:
     stored: name -> [N, ...] of all N readable good pictures in order, what :meth:`Fitter.keep` kept; ``pictures``:
         uint8 [N, H, W, 3] RGB, prepared, where asked for.
     train: indices of the pictures that may shape the head; held: those that may not, or None; together all.
-    folds: a partition of ``train`` (only for ``calibration="folds"``, else empty).
+    folds: a fixed random partition of ``train``, for methods that calibrate by it.
     known: from an earlier fit of the same features what that fit put into :attr:`MethodFit.refit`; empty else.
     """
 

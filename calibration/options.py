@@ -60,7 +60,7 @@ class FitOptions:
         if not 0 < self.false_alarms < 1:
             raise DataError(f"the accepted rate of false alarms must lie between 0 and 1: {self.false_alarms}")
         if self.folds < 2 or not 0 < self.holdout < 1:
-            raise DataError("folds must be at least 2, the hold-out share between 0 and 1")
+            raise DataError("it takes folds at least 2 in number, and a hold-out share between 0 and 1")
         if options.calibration not in defaults.calibrations:
             raise DataError(
                 f"{self.method} cannot be calibrated by {options.calibration!r};"

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import DataError
+from edge.heads.half import finite, widened
 
 Features = NDArray[np.float16]  # [N, C, h, w], pooled
 F32 = NDArray[np.float32]
@@ -70,7 +72,7 @@ def mean_of(features: Features) -> F64:
     flat = features.reshape(len(features), -1)
     mean = np.empty(flat.shape[1], np.float64)
     for columns in _chunks(flat):
-        mean[columns] = flat[:, columns].mean(axis=0, dtype=np.float64)
+        mean[columns] = _wide(flat[:, columns]).mean(axis=0, dtype=np.float64)
     return mean
 
 
@@ -79,13 +81,13 @@ def gram(features: Features, mean: F64) -> F64:
 
     Raises DataError when features are not finite (float16 ends at 65504)."""
     flat = features.reshape(len(features), -1)
+    if not finite(np.ascontiguousarray(flat)):
+        raise DataError("some features are not finite or above 65504 (float16's end); check the backbone's weights")
     total = np.zeros((len(flat), len(flat)))
     for columns in _chunks(flat):
-        block = flat[:, columns].astype(np.float64)
+        block = _wide(flat[:, columns]).astype(np.float64)
         block -= mean[columns]
         total += block @ block.T
-    if not np.isfinite(total).all():
-        raise DataError("some features are not finite or above 65504 (float16's end); check the backbone's weights")
     return total
 
 
@@ -99,7 +101,7 @@ def fit_subspace(features: Features, mean: F64, gram_matrix: F64, variance: floa
     mix = (vectors[:, :k] / np.sqrt(values[:k])).T  # [k, N]
     basis = np.empty((k, flat.shape[1]), np.float32)
     for columns in _chunks(flat):
-        block = flat[:, columns].astype(np.float64)
+        block = _wide(flat[:, columns]).astype(np.float64)
         block -= mean[columns]
         basis[:, columns] = mix @ block
     return Subspace(mean.astype(np.float32), basis, values)
@@ -114,17 +116,28 @@ def held_out(
     flat = features.reshape(len(features), -1)
     _, channels, height, width = features.shape
     mix = held_out_mix(gram_matrix, folds, variance).astype(np.float32)
-    sums = np.zeros((len(flat), height * width), np.float32)
-    pixels = height * width
-    for columns in _chunks(flat, multiple_of=pixels):
-        block = flat[:, columns].astype(np.float32)
-        # The rows of the mix add to zero: any centre gives the same residual, and this one cancels least.
-        block -= mean[columns].astype(np.float32)
-        residual = mix @ block
-        np.square(residual, out=residual)
-        sums += residual.reshape(len(flat), -1, pixels).sum(axis=1)
+    # The rows of the mix add to zero: any centre gives the same residual, and this one cancels least.
+    sums = residual_squares(features, mix, mean).reshape(len(flat), -1)
     norms = np.sqrt(sums.sum(axis=1, dtype=np.float64))
     return HeldOut((sums / np.float32(channels)).reshape(-1, height, width), norms)
+
+
+def residual_squares(features: Features, mix: NDArray[np.floating[Any]], centre: F64 | None = None) -> F32:
+    """Sums over channels of squares of the combinations sum_j mix_ij (x_j - centre): float32 [n, h, w] for ``mix``
+    [n, N] and ``features`` [N, C, h, w], all products in float32."""
+    flat = features.reshape(len(features), -1)
+    height, width = features.shape[2:]
+    pixels = height * width
+    mix = mix.astype(np.float32, copy=False)
+    sums = np.zeros((len(mix), pixels), np.float32)
+    for columns in _chunks(flat, multiple_of=pixels):
+        block = _wide(flat[:, columns])
+        if centre is not None:
+            block -= centre[columns].astype(np.float32)
+        residual = mix @ block
+        np.square(residual, out=residual)
+        sums += residual.reshape(len(mix), -1, pixels).sum(axis=1)
+    return sums.reshape(-1, height, width)
 
 
 def held_out_mix(gram_matrix: F64, folds: Sequence[NDArray[np.intp]], variance: float) -> F64:
@@ -153,6 +166,10 @@ def held_out_mix(gram_matrix: F64, folds: Sequence[NDArray[np.intp]], variance: 
 def _eigen(matrix: F64) -> tuple[F64, F64]:
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+
+def _wide(part: NDArray[np.float16]) -> F32:
+    return widened(np.ascontiguousarray(part))
 
 
 def _chunks(flat: NDArray[np.float16], multiple_of: int = 1) -> Iterator[slice]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineError, brief
 
+PRODUCER = "edge-inspect"
 INPUT = "images"
 BATCH = "batch"  # symbolic name of the dynamic dimension
 OPSET = 17
@@ -88,6 +89,18 @@ class GraphBuilder:
     def relu(self, x: Value) -> Value:
         return self._like(x, "Relu", [x.name], f"{x.name}.relu")
 
+    def leaky_relu(self, x: Value, slope: float) -> Value:
+        self._node("LeakyRelu", [x.name], f"{x.name}.leaky", alpha=slope)
+        return Value(f"{x.name}.leaky", x.channels, x.height, x.width)
+
+    def repeat(self, x: Value, factor: int) -> Value:
+        """Nearest-neighbour upsampling: every pixel becomes a block of ``factor`` x ``factor`` equal ones."""
+        name = f"{x.name}.up{factor}"
+        scales = self._constant(f"{name}.scales", np.array([1.0, 1.0, factor, factor]))
+        modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        self._node("Resize", [x.name, "", scales], name, **modes)
+        return Value(name, x.channels, x.height * factor, x.width * factor)
+
     def add(self, a: Value, b: Value, name: str) -> Value:
         if (a.channels, a.height, a.width) != (b.channels, b.height, b.width):
             raise ValueError(f"cannot add {a} and {b}")
@@ -101,6 +114,29 @@ class GraphBuilder:
         scaled = self._like(x, "Mul", [x.name, factor], f"{key}.scaled")
         return self._like(x, "Add", [scaled.name, offset], f"{key}.affine")
 
+    def cosine_distance(self, a: Value, b: Value, name: str, eps: float) -> Value:
+        """|1 - a.b / (|a| |b| + eps)| over the channels: [batch, 1, height, width], in [0, 2] up to rounding.
+
+        The absolute value only undoes a rounding below zero. A maximum with zero would do that too, but in some
+        runtimes would turn NaN into zero."""
+        if (a.channels, a.height, a.width) != (b.channels, b.height, b.width):
+            raise ValueError(f"cannot compare {a} and {b}")
+        # The mean keeps its axis as an attribute in this opset; a sum takes an int64 tensor.
+        self._node("Mul", [a.name, b.name], f"{name}.products")
+        self._node("ReduceMean", [f"{name}.products"], f"{name}.mean", axes=[1], keepdims=1)
+        count = self._constant(f"{name}.channels", np.full((1, 1, 1, 1), float(a.channels)))
+        self._node("Mul", [f"{name}.mean", count], f"{name}.dot")
+        for side, value in (("a", a), ("b", b)):
+            self._node("ReduceL2", [value.name], f"{name}.norm_{side}", axes=[1], keepdims=1)
+        self._node("Mul", [f"{name}.norm_a", f"{name}.norm_b"], f"{name}.norms")
+        smallest = self._constant(f"{name}.eps", np.full((1, 1, 1, 1), eps))
+        self._node("Add", [f"{name}.norms", smallest], f"{name}.norms.eps")
+        self._node("Div", [f"{name}.dot", f"{name}.norms.eps"], f"{name}.cosine")
+        one = self._constant(f"{name}.one", np.ones((1, 1, 1, 1)))
+        self._node("Sub", [one, f"{name}.cosine"], f"{name}.difference")
+        self._node("Abs", [f"{name}.difference"], name)
+        return Value(name, 1, a.height, a.width)
+
     def max_pool(self, x: Value, name: str, size: int = 3, stride: int = 2) -> Value:
         pads = [size // 2] * 4
         self._node("MaxPool", [x.name], name, kernel_shape=[size, size], strides=[stride, stride], pads=pads)
@@ -108,7 +144,8 @@ class GraphBuilder:
 
     def output(self, x: Value, tap: str) -> None:
         """Makes ``x`` the graph's next output, called ``tap``."""
-        self._node("Identity", [x.name], tap)
+        if x.name != tap:
+            self._node("Identity", [x.name], tap)
         self._outputs.append((tap, x))
 
     def build(self, name: str, metadata: Mapping[str, str]) -> bytes:
@@ -132,13 +169,41 @@ class GraphBuilder:
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
-            producer_name="edge-inspect",
+            producer_name=PRODUCER,
             ir_version=IR_VERSION,
         )
         helper.set_model_props(model, dict(sorted(metadata.items())))
         onnx.checker.check_model(model, full_check=True)
         data: bytes = model.SerializeToString(deterministic=True)
         return data
+
+    @classmethod
+    def extend(cls, data: bytes) -> tuple[GraphBuilder, dict[str, Value], dict[str, str]]:
+        """A builder that goes on where ``build`` gave ``data``; its outputs by name, which are outputs no longer;
+        and its metadata. Nodes and constants are taken over unchanged. Raises EngineError for any other graph."""
+        onnx = import_onnx()
+        try:
+            model = onnx.load_from_string(data)
+        except Exception as error:  # protobuf's errors have no base that is part of its interface
+            raise EngineError(f"the graph cannot be read ({brief(error)}): export it again") from None
+        if model.producer_name != PRODUCER:
+            raise EngineError(
+                "only a graph that `edge engine export` wrote can be extended: export the backbone with it"
+            )
+        _, height, width, _ = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
+        builder = cls(height, width)
+        sources = {}
+        shapes = {output.name: output.type.tensor_type.shape.dim for output in model.graph.output}
+        for node in model.graph.node:
+            if node.output[0] in shapes and node.op_type == "Identity":
+                sources[node.output[0]] = node.input[0]
+                continue
+            attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            builder._node(node.op_type, list(node.input), node.output[0], **attributes)
+        for tensor in model.graph.initializer:
+            builder._constant(tensor.name, np.frombuffer(tensor.raw_data, "<f4").reshape(tuple(tensor.dims)))
+        taps = {name: Value(sources.get(name, name), *(size.dim_value for size in dims[1:])) for name, dims in shapes.items()}
+        return builder, taps, {entry.key: entry.value for entry in model.metadata_props}
 
     def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self._nodes.append((op, inputs, output, attributes))

@@ -90,9 +90,10 @@ class Window:
         missed = sum(self.not_inspected.values())
         return missed / (missed + self.scored) if missed + self.scored else 0.0
 
-    def others_cores(self, own_ns: int) -> float:
-        """How many cores everything else kept busy meanwhile. ``own_ns``: CPU of the measuring process."""
-        ours = sum(self.last.cpu_ns.values()) - sum(self.first.cpu_ns.values()) + own_ns
+    @property
+    def others_cores(self) -> float:
+        """How many cores everything else kept busy meanwhile, the measuring process included."""
+        ours = sum(self.last.cpu_ns.values()) - sum(self.first.cpu_ns.values())
         return max(0.0, (self.last.busy_ns - self.first.busy_ns - ours) / (self.last.at_ns - self.first.at_ns))
 
     def check(self) -> None:

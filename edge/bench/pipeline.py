@@ -41,7 +41,7 @@ class Settings:
     warm: int = 32
     frames: int = 600
     rounds: int = 5
-    fps: float = 30.0
+    fps: float = 15.0
     seconds: float = 20.0
     defect_rate: float = 0.0
 
@@ -216,7 +216,7 @@ def measure(bundle: Path, settings: Settings, progress: ReportProgress) -> Pipel
                     pipeline=Loop(window.frames_per_s, window.cpu_ms),
                     anomalous=bare["anomalous"],
                     not_inspected=window.not_inspected,
-                    others_cores=window.others_cores(0),
+                    others_cores=window.others_cores,
                 )
             )
         latency = None

@@ -29,6 +29,7 @@ DefectKind = Literal["scratch", "dent", "stain", "missing_hole"]
 DEFECT_KINDS: tuple[DefectKind, ...] = ("scratch", "dent", "stain", "missing_hole")
 
 Fps = Annotated[float, Field(gt=0, le=1000)]
+FreeFps = Annotated[Fps | None, BeforeValidator(lambda value: None if value == "max" else value)]
 Side = Annotated[int, Field(ge=16, le=32768)]
 Seconds = Annotated[float, Field(ge=0.1, le=600)]
 
@@ -68,7 +69,7 @@ class SyntheticSource(Source):
     size: tuple[Annotated[int, Field(ge=96, le=4096)], Annotated[int, Field(ge=96, le=4096)]] = Field(
         (640, 480), description="Width and height of the pictures in pixels."
     )
-    fps: Fps | None = Field(30.0, description="Parts a second; leave out (null) to go as fast as they are read.")
+    fps: FreeFps = Field(30.0, description='Parts a second; "max": as fast as they are read.')
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Another seed is another run of parts.")
     defect_rate: float = Field(0.05, ge=0, le=1, description="Share of the parts that have a defect.")
     defects: tuple[DefectKind, ...] = Field(
@@ -93,7 +94,7 @@ class FolderSource(DecodedSource):
         description="once: every picture, then stop. loop: again and again. watch: every picture that is there and"
         " every one that arrives, each version of a file once.",
     )
-    fps: Fps | None = Field(None, description="Pictures a second at most; without it, as fast as they are read.")
+    fps: FreeFps = Field(None, description='Pictures a second at most; without it, or "max": as fast as they are read.')
     order: Literal["name", "mtime"] = Field("name", description="Order of a pass, and within one scan of a watch.")
     recursive: bool = Field(False, description="Also the pictures in folders below (links to folders excepted).")
     preload: bool = Field(
@@ -117,8 +118,8 @@ class VideoSource(DecodedSource):
 
     kind: Literal["video"]
     path: Path = Field(description="The file; any container and codec that OpenCV's FFmpeg reads.")
-    fps: Literal["native"] | Fps | None = Field(
-        "native", description="native: as the file says; a number: that; null: as fast as frames are read."
+    fps: Literal["native"] | FreeFps = Field(
+        "native", description="native: as the file says; a number: that; max: as fast as frames are read."
     )
     loop: bool = Field(False, description="Start again at the end.")
 

@@ -79,7 +79,7 @@ def wire_command(rounds: int | None, frames: int, size: tuple[int, int], slots: 
 @click.option("--cameras", type=click.IntRange(1, 8), default=2, show_default=True, help="Synthetic cameras.")
 @click.option("--size", type=SizeType(), default="640x480", show_default=True, help="Of their pictures.")
 @click.option("--frames", type=click.IntRange(10), default=600, show_default=True, help="Frames scored a round.")
-@click.option("--fps", type=click.FloatRange(0.1, 1000), default=30.0, show_default=True, help="A camera, when paced.")
+@click.option("--fps", type=click.FloatRange(0.1, 1000), default=15.0, show_default=True, help="A camera, when paced.")
 @click.option("--seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="Paced phase; 0: none.")
 @click.option(
     "--defects", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of defective parts."

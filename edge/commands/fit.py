@@ -8,7 +8,22 @@ from typing import Any
 
 import click
 
+METHODS = ["fre", "hfra", "sgfr"]  # as edge.heads has them, whose import --help need not wait for
 LAYOUTS = ["folder", "mvtec", "mtd", "btad", "visa"]
+
+
+class SettingType(click.ParamType):
+    """``atoms=10``: a name and a value."""
+
+    name = "setting"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, separator, content = str(value).partition("=")
+        if not (separator and name.strip()):
+            self.fail(f"{value!r} is no setting; write NAME=VALUE (--settings-of METHOD lists them)", param, ctx)
+        return name.strip(), content.strip()
 
 
 class RateType(click.ParamType):
@@ -29,29 +44,43 @@ class RateType(click.ParamType):
 @click.command("fit")
 @click.option("--good", required=True, type=click.Path(path_type=Path), help="Folder of good pictures, or a data set.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle to write (a folder, or .zip).")
-@click.option("--method", type=click.Choice(["fre"]), default="fre", show_default=True, help="The head.")
+@click.option("--method", type=click.Choice(METHODS), default="fre", show_default=True, help="The head.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    type=SettingType(),
+    help="A setting of the method's own; repeatable.",
+)
+@click.option(
+    "--settings-of",
+    type=click.Choice(METHODS),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, method: print_settings(ctx, method),
+    help="List what --set may set for a method, and exit.",
+)
 @click.option("--layout", type=click.Choice(LAYOUTS), help="How the data set lies on disk; default: a plain folder.")
 @click.option("--seed", type=click.IntRange(0), default=None, help="Seed of the layout's split.")
 @click.option("--backbone", default="builtin", show_default=True, help="Name from `edge engine list`.")
 @click.option("--weights", type=click.Path(path_type=Path), help="The backbone's state dict (.pt or .safetensors).")
-@click.option("--layers", help="Taps to use, comma-separated.  [default: layer1,layer2,layer3]")
+@click.option("--layers", help="Taps to use, comma-separated.  [default: the method's; fre: layer1,layer2,layer3]")
 @click.option("--detection", default="layer3", show_default=True, help="Tap whose residual norm scores the picture.")
 @click.option(
     "--score",
     type=click.Choice(["combined", "norm", "max"]),
-    default="combined",
-    show_default=True,
-    help="Image score: the residual norm, the map's maximum, or the larger of both, standardised.",
+    help="Image score: the residual norm, the map's maximum, or the larger of both, standardised.  [default: the"
+    " method's; fre: combined]",
 )
-@click.option("--variance", type=float, default=0.97, show_default=True, help="Share of variance the subspace keeps.")
-@click.option("--pool", type=click.IntRange(1, 8), default=2, show_default=True, help="Average pooling of the taps.")
+@click.option("--variance", type=float, default=0.97, show_default=True, help="fre: share of variance kept.")
+@click.option("--pool", type=click.IntRange(1, 8), default=2, show_default=True, help="fre: average pooling of taps.")
 @click.option("--false-alarms", type=RateType(), default="1/1000", show_default=True, help="Accepted rate a frame.")
 @click.option(
     "--calibration",
-    type=click.Choice(["folds", "holdout"]),
-    default="folds",
-    show_default=True,
-    help="Folds use every picture twice; a hold-out keeps a fifth unseen and gives the exact guarantee.",
+    type=click.Choice(["folds", "loo", "holdout"]),
+    help="Folds and leave-one-out use every picture twice; a hold-out keeps a fifth unseen and gives the exact"
+    " guarantee.  [default: the method's]",
 )
 @click.option(
     "--fps", type=click.FloatRange(0.001, 10_000), default=30.0, show_default=True, help="For alarms an hour."
@@ -70,34 +99,40 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
     """
     from calibration.datasets import good_folder, load_split
     from calibration.fit import fit_bundle
-    from calibration.options import DEFAULT_LAYERS, FitOptions
+    from calibration.methods import fitter_of
+    from calibration.options import FitOptions
     from edge.commands.common import engine_errors, progress_bar, write_json
     from engines.export import export_backbone
 
-    layers = tuple(given["layers"].split(",")) if given["layers"] else DEFAULT_LAYERS
-    options = FitOptions(
+    asked = FitOptions(
         method=given["method"],
-        layers=layers,
+        layers=tuple(given["layers"].split(",")) if given["layers"] else None,
         detection=given["detection"],
         rule=given["score"],
         variance=given["variance"],
         pool=given["pool"],
+        settings=dict(given["settings"]),
         false_alarms=given["false_alarms"],
         calibration=given["calibration"],
         keep_refit=not given["no_refit_data"],
     )
-    options.check()
+    options = asked.resolved()
+    fitter = fitter_of(options.method)
     seed = given["seed"]
     split = load_split(good, given["layout"], seed) if given["layout"] else good_folder(good)
     with engine_errors(), progress_bar() as progress:
         size = (given["size"], given["size"])
-        graph = export_backbone(given["backbone"], given["weights"], input_size=size, taps=layers)
+        graph = None
+        if fitter.needs_graph:
+            taps = fitter.taps(options)
+            graph = export_backbone(given["backbone"], given["weights"], input_size=size, taps=taps)
         report = fit_bundle(
             split,
             out,
             graph=graph,
             backbone=given["backbone"],
             options=options,
+            input_size=size,
             precision=given["precision"],
             skip_unreadable=given["skip_unreadable"],
             frames_per_second=given["fps"],
@@ -107,6 +142,21 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
         write_json(json_target, report.as_json())
     if json_target != "-":
         print_report(report)
+
+
+def print_settings(ctx: click.Context, method: str | None) -> None:
+    """What ``--set`` may set, with defaults; then leaves the program."""
+    if method is None or ctx.resilient_parsing:
+        return
+    from calibration.methods import fitter_of
+
+    fields = fitter_of(method).settings.model_fields
+    if not fields:
+        click.echo(f"{method} has no settings of its own")
+    for name, field in fields.items():
+        default = repr(field.default) if isinstance(field.default, str) else field.default
+        click.echo(f"{name} = {default}: {field.description}")
+    ctx.exit()
 
 
 def print_report(report: Any) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Spec",
     "aligned_empty",
     "load_head",
+    "resident_arrays",
     "single_thread",
 ]
 
@@ -35,7 +36,11 @@ Array = NDArray[np.float32]
 Spec = Mapping[str, Any]
 """Flat settings of a head: strings, numbers and lists of them, as stored in the bundle's manifest."""
 
-METHODS: dict[str, str] = {"fre": "edge.heads.fre:FreHead"}
+METHODS: dict[str, str] = {
+    "fre": "edge.heads.fre:FreHead",
+    "hfra": "edge.heads.graph_maps:HfraHead",
+    "sgfr": "edge.heads.sgfr:SgfrHead",
+}
 """Method name -> "module:class". Imported when used, so that a device pays only for the method it runs."""
 
 ALIGNMENT = 64  # a cache line, and the width of an AVX-512 register
@@ -72,6 +77,18 @@ class Head(Protocol):
 def load_head(method: str, spec: Spec, arrays: Mapping[str, NDArray[Any]]) -> Head:
     """Build the head of ``method`` from a bundle's ``spec`` and arrays (shared, not copied, where they are
     float32 and aligned). Raises HeadError for an unknown method or arrays that do not fit the spec."""
+    return _head_class(method)(spec, arrays)
+
+
+def resident_arrays(method: str, spec: Spec, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The arrays in the form that the method's heads work with and share; ``arrays`` itself for most methods.
+
+    Raises HeadError for an unknown method or damaged arrays, ResourceError where memory does not do."""
+    convert = getattr(_head_class(method), "resident", None)
+    return arrays if convert is None else convert(spec, arrays)
+
+
+def _head_class(method: str) -> Any:
     where = METHODS.get(method)
     if where is None:
         raise HeadError(
@@ -79,7 +96,7 @@ def load_head(method: str, spec: Spec, arrays: Mapping[str, NDArray[Any]]) -> He
             " (a newer edge-inspect may know it)"
         )
     module, name = where.split(":")
-    return getattr(import_module(module), name)(spec, arrays)
+    return getattr(import_module(module), name)
 
 
 def single_thread() -> None:

@@ -6,6 +6,7 @@ are taken round robin by camera.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict, deque
 from pathlib import Path
@@ -95,6 +96,10 @@ class BackboneStage(LinkStage):
             key = (model["graph_sha256"], model["precision"])
             if key not in opened:
                 graph = load_graph(Path(model["bundle"]))
+                if hashlib.sha256(graph).hexdigest() != model["graph_sha256"]:
+                    raise BundleError(
+                        f"{model['bundle']}: was replaced since the line started; reload the line to use it"
+                    )
                 try:
                     opened[key] = open_engine(
                         graph,

@@ -35,7 +35,7 @@ from edge.wire.pool import SlotPool, SlotRef, StaleSlot
 
 BEAT_S = 0.2  # the longest a stage waits for work before it beats again
 LINGER_MS = 500
-STARVED_S = 0.004  # how often a stage without a free slot looks again; releases wake it sooner
+STARVED_S = 0.05  # how often a stage without a free slot looks again; releases wake it sooner
 
 STATION_NAMES = {
     Station.PREPROCESS: "preprocess",

@@ -57,7 +57,7 @@ class CaptureStage(Stage):
         self.camera = open_camera(self.source)
 
     def report(self) -> dict[str, Any]:
-        return {"connected": self.connected, "done": self.done, "full": self._alarmed}
+        return {"connected": self.connected, "done": self.done, "paused": self.paused, "full": self._alarmed}
 
     def on_control(self, message: dict[str, Any]) -> None:
         if message["kind"] in ("pause", "resume"):

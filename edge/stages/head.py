@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edge.bundle import load_bundle
-from edge.errors import HeadError
+from edge.errors import BundleError, HeadError
 from edge.heads import single_thread
 from edge.heads.scorer import Scorer
 from edge.stages.base import Forwarder, LinkStage
@@ -31,7 +31,11 @@ class HeadStage(LinkStage):
     def setup(self) -> None:
         single_thread()
         for model in self.spec["models"]:
-            self.scorers.append(Scorer(load_bundle(Path(model["bundle"]))))
+            bundle = load_bundle(Path(model["bundle"]))
+            if bundle.manifest.checksum != model["identity"]:
+                # The other stages still work with the old one: scores of a mixture would be nobody's.
+                raise BundleError(f"{model['bundle']}: was replaced since the line started; reload the line to use it")
+            self.scorers.append(Scorer(bundle))
             self.layouts.append(feature_layout(model["taps"])[0])
             self.beat(force=True)
         self.features = self.await_role("features")

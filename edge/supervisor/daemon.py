@@ -36,6 +36,9 @@ LAST_WORDS_S = 2.0  # for the alert stage to publish what was closed last, and f
 START_TRIES = 2  # a daemon killed a moment ago may still hold a port: so often is a refused stage started again
 LOCK_S = 1.0  # nobody needs the ledger's lock for a thousandth of this
 
+CORE_MAY_START = ("starting", "running", "pausing", "swapping")
+ANY_MAY_START = ("starting", "running")
+
 Phase = Literal["starting", "running", "pausing", "swapping", "draining", "stopping", "gone"]
 log = logging.getLogger("supervisor")
 
@@ -75,6 +78,7 @@ class Daemon:
         self._watchdog_s = watchdog_interval_s()
         self._watchdog_at = 0.0
         self._was_ready = False
+        self._reload_wanted = False
         self._orphans: list[tuple[StageProcess, bool]] = []  # dead stages whose frames wait for the ledger's lock
         self._stranger = 0  # who holds that lock and is no stage; said once
 
@@ -277,19 +281,24 @@ class Daemon:
             stage.state = "failed"
             log.error("%s cannot start: %s", stage.name, words)
             if core or not self._any_camera_alive():
-                self._stop(Exit(code))
+                self._give_up(Exit(code))
             return
         delay = stage.policy.crashed(now)
         stage.restarts += 1
         if delay is None and core:
             stage.state = "failed"
             log.error("%s: %s; crashed %d times, giving up", stage.name, words, len(stage.policy.crashes))
-            self._stop(Exit.GAVE_UP)
+            self._give_up(Exit.GAVE_UP)
             return
         if delay is None:
             delay = RETRY_CAMERA_S
         stage.state, stage.start_at = "waiting", now + delay
         log.error("%s: %s; starting again in %.1f s", stage.name, words, delay)
+
+    def _give_up(self, code: Exit) -> None:
+        """Stop with what is behind the dead stage finished; what lies before it cannot pass it however long we wait."""
+        self._stop(code)
+        self._deadline = min(self._deadline, time.monotonic() + LAST_WORDS_S)
 
     def _any_camera_alive(self) -> bool:
         return any(s.state != "failed" for n, s in self.stages.items() if n not in CORE)
@@ -297,8 +306,10 @@ class Daemon:
     def _watch_stages(self, now: float) -> None:
         pipeline = self.plan.line.pipeline
         for stage in list(self.stages.values()):
-            if stage.state == "waiting" and now >= stage.start_at and self.phase not in ("draining", "stopping"):
-                self._start(stage.name)
+            if stage.state == "waiting":
+                # During a reload the intake rests: a new capture stage would know nothing of the pause.
+                if now >= stage.start_at and self.phase in (CORE_MAY_START if stage.name in CORE else ANY_MAY_START):
+                    self._start(stage.name)
             elif stage.alive:
                 limit = pipeline.start_s if stage.state == "starting" else pipeline.heartbeat_s
                 answer = answer_silence(now, stage.last_beat, limit, stage.aborted_at)
@@ -338,6 +349,8 @@ class Daemon:
                 self._was_ready = True
                 log.info("running: %d cameras, ready after %.1f s", len(self.plan.line.camera), now - self.started_at)
             notify("READY=1", f"STATUS={len(self.plan.line.camera)} cameras")
+        elif self.phase == "running" and self._reload_wanted:
+            self._reload()
         elif self.phase == "running" and self._sources_ended():
             log.info("every source has ended")
             self._stop(Exit.OK)
@@ -443,9 +456,13 @@ class Daemon:
     def _reload(self) -> None:
         """Read the line file anew, build the whole plan, and only then touch anything. A broken file, or one whose
         bundles do not load, keeps the old line running."""
-        if self.phase != "running":
-            log.warning("reload asked for while %s; ask again when the line runs", self.phase)
+        if self.phase in ("draining", "stopping", "gone"):
             return
+        if self.phase != "running":
+            log.info("reload asked for while %s; it follows when the line runs", self.phase)
+            self._reload_wanted = True
+            return
+        self._reload_wanted = False
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             plan = make_plan(load_line(self.line_path), self.state, self.ledger.camera_index)
@@ -497,6 +514,8 @@ class Daemon:
         for name in change.stop:
             self.stages.pop(name, None)
         self.plan, self._change = plan, None
+        for stage in self.stages.values():
+            stage.policy.limit, stage.policy.window_s = plan.line.pipeline.restarts, plan.line.pipeline.restart_window_s
         for name in CORE:
             if name in change.start or (name in change.stop and name not in self.stages):
                 self._start(name)

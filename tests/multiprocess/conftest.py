@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from line import Line
 
 PART = (320, 240)  # width and height of every synthetic picture here

@@ -55,12 +55,11 @@ def test_alerts_survive_a_barrage_on_the_alert_stage(start: Start) -> None:
     line = start(
         synthetic("a", defect_rate=0.7, fps=40), alerts=QUICK_ALERTS, pipeline={"restarts": 50, "frame_timeout_s": 2}
     )
-    for round_ in range(4):
+    for _ in range(3):
         alerts = len(line.told.alerts)
         line.until(lambda alerts=alerts: len(line.told.alerts) > alerts, 20)
         pid = line.kill("alert")
         line.until(lambda pid=pid: line.stages().get("alert", pid) != pid, 15)
-    assert round_ == 3
     line.moves_on("a")
     assert line.stop() == 0
     line.assert_balanced()
@@ -73,28 +72,25 @@ def test_a_stage_that_stands_still_is_replaced(start: Start) -> None:
         synthetic("a"),
         synthetic("b", policy="every"),
         pipeline={"heartbeat_s": 0.6, "frame_timeout_s": 1.0},
-        env={"WATCHDOG_USEC": "200000"},
     )
     line.moves_on("a")
+    before = line.stages()
+    line.kill("head", signal.SIGSTOP)
+    line.kill("capture-a", signal.SIGSTOP)
     for stage in ("head", "capture-a"):
-        pid = line.kill(stage, signal.SIGSTOP)
-        if stage == "capture-a":
-            line.moves_on("b")  # the other camera never notices
-        line.until(lambda stage=stage, pid=pid: line.stages().get(stage, pid) != pid, 10)
-        line.moves_on("a")
-        line.moves_on("b")
-        assert line.counts("a").balanced
+        line.until(lambda stage=stage: line.stages().get(stage, before[stage]) != before[stage], 10)
+    line.moves_on("a")
+    line.moves_on("b")
+    assert line.stages()["capture-b"] == before["capture-b"]
     assert line.says("head: silent for")
     assert line.says("capture-a: silent for")
-    missed = line.missed("a")
-    assert missed.get("timeout", 0) + missed.get("stage_restart", 0) > 0, missed
     assert line.stop() == 0
     line.assert_balanced()
     line.assert_ends_once()
     # The frames that no stage inspected were told as such, with their reason.
     told = [v.reason for v in line.told.verdicts if v.reason in ("timeout", "stage_restart")]
     missed_in_all = sum(line.missed(c).get(r, 0) for c in "ab" for r in ("timeout", "stage_restart"))
-    assert len(told) == missed_in_all
+    assert len(told) == missed_in_all > 0
 
 
 @contextmanager

@@ -118,4 +118,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     modules = {name.partition(".")[0] for name in done.stdout.partition("MODULES")[2].split()}
     assert "edge" in modules
-    assert not modules & {"torch", "numpy", "cv2", "openvino", "pydantic", "zmq", "rich", "av", "calibration", "engines"}
+    assert not modules & {
+        "torch",
+        "numpy",
+        "cv2",
+        "openvino",
+        "pydantic",
+        "zmq",
+        "rich",
+        "av",
+        "calibration",
+        "engines",
+    }

@@ -61,7 +61,7 @@ def test_sigterm_while_it_starts(start: Start, moment: str) -> None:
 
 def test_reload(start: Start, bundle: Path, other_bundle: Path, parts: Path) -> None:
     cameras = [synthetic("a"), synthetic("b", seed=9, policy="every")]
-    line = start(*cameras)
+    line = start(*cameras, pipeline={"grace_s": 60, "frame_timeout_s": 60, "heartbeat_s": 60})
     line.moves_on("a")
     line.moves_on("b")
     at_first = line.stages()
@@ -92,10 +92,20 @@ def test_reload(start: Start, bundle: Path, other_bundle: Path, parts: Path) -> 
     line.moves_on("b")
     assert line.stages() == now
 
-    # Another bundle: the stages that work with it are exchanged between two frames.
+    # Another bundle: the stages that work with it are exchanged between two frames, and wait for those under way.
     line.write(line={"name": "test", "bundle": other_bundle})
+    line.kill("preprocess", signal.SIGSTOP)
+    line.until(lambda: line.counts("b").open > 0, 10)
     line.signal(signal.SIGHUP)
+    line.until(lambda: line.says("exchanging backbone, head, alert"), 10)
+    line.signal(signal.SIGHUP)  # in the middle of the other: it follows
+    line.until(lambda: line.says("reload asked for while pausing"), 10)
+    several = len(line.told.health) + 2
+    line.until(lambda: len(line.told.health) >= several, 10)
+    assert line.stages() == now
+    line.kill("preprocess", signal.SIGCONT)
     line.until(lambda: line.stages().get("head", 0) not in (0, now["head"]), 20)
+    line.until(lambda: line.says("nothing has changed"), 20)
     verdicts = {v.bundle for v in line.told.verdicts}
     line.moves_on("a")
     line.moves_on("b")

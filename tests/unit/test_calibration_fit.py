@@ -113,7 +113,7 @@ def test_a_refit_changes_what_is_asked(bundle: Path, tmp_path: Path) -> None:
     options = FitOptions(layers=("layer3",), false_alarms=0.3, variance=0.5, rule="norm", keep_refit=False)
     report = refit_bundle(bundle, tmp_path / "b", options=options)
     loaded = load_bundle(tmp_path / "b")
-    assert report.components["layer3"] < load_bundle(bundle).manifest.spec["components_layer3"]
+    assert report.details["components"]["layer3"] < load_bundle(bundle).manifest.spec["components_layer3"]
     assert loaded.manifest.calibration.false_alarm_rate == 0.3
     assert loaded.make_head().taps == ("layer3",)
     with pytest.raises(DataError, match="without what a refit needs"):

@@ -213,7 +213,9 @@ CAMERAS = st.builds(
 FILES = st.fixed_dictionaries(
     {},
     optional={
-        "line": tables("name", "bundle") | st.builds(lambda b: {"bundle": b}, st.text(max_size=6)) | st.just({"bundle": "b"}),
+        "line": tables("name", "bundle")
+        | st.builds(lambda b: {"bundle": b}, st.text(max_size=6))
+        | st.just({"bundle": "b"}),
         "pipeline": tables("slots", "queue", "batch", "heartbeat_s", "max_pixels"),
         "engine": tables("runtime", "threads", "cache"),
         "alerts": tables("n", "m", "each", "picture"),
@@ -226,7 +228,7 @@ FILES = st.fixed_dictionaries(
 
 
 @given(FILES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_whatever_is_in_it_a_file_loads_or_is_refused_in_sentences(data: dict[str, Any]) -> None:
     try:
         loaded = parse_line(data, PATH)
