@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+PATIENCE_S = 1.0
+
 
 def watchdog_interval_s(environ: dict[str, str] | None = None) -> float | None:
     """How often WATCHDOG=1 is due: half of WATCHDOG_USEC, or None where no watchdog is asked of this process."""
@@ -24,8 +26,11 @@ def notify(*assignments: str) -> bool:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.setblocking(False)
-            sock.sendto("\n".join(assignments).encode(), address)
+            # The manager's queue holds but ten messages: a lost WATCHDOG=1 is followed by the next, a lost READY=1 by
+            # nothing. Connected first, for only then does waiting mean waiting for room in its queue.
+            sock.settimeout(0.0 if assignments == ("WATCHDOG=1",) else PATIENCE_S)
+            sock.connect(address)
+            sock.send("\n".join(assignments).encode())
     except OSError:  # a full or missing socket must never stop the line; the watchdog will tell if it matters
         return False
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,24 @@ def test_a_manager_that_does_not_listen_holds_nobody_up(tmp_path: Path, monkeypa
         answers = [notify("WATCHDOG=1") for _ in range(2000)]
         assert answers[0] is True
         assert answers[-1] is False  # its queue is full, and we came back all the same
+
+
+def test_ready_waits_for_room_in_the_managers_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = str(tmp_path / "n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        while notify("WATCHDOG=1"):
+            pass
+        heard: list[bytes] = []
+
+        def read() -> None:
+            while not heard or heard[-1] != b"READY=1":
+                heard.append(manager.recv(4096))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert notify("READY=1")
+        reader.join(10)
+        assert heard[-1] == b"READY=1"
