@@ -1,9 +1,10 @@
 """Bundles: what ``edge fit`` writes and ``edge run`` loads. A folder, or the same files in a .zip.
 
-    bundle.json             the manifest: versions, settings, thresholds, provenance, SHA-256 and size of
-    every file head.safetensors        the head's arrays backbone.onnx           the graph that gives the taps
-    calibration.safetensors scores of held-out good pictures, in the order of the split's list
-    refit.safetensors       optional: float16 pooled features and their float64 Gram matrices
+    bundle.json              the manifest: versions, settings, thresholds, provenance, SHA-256 and size of every file
+    head.safetensors         the head's arrays
+    backbone.onnx            the graph that gives the taps
+    calibration.safetensors  scores of held-out good pictures, in the order of the split's list
+    refit.safetensors        optional: what a refit needs beyond the head's arrays (features, Gram matrices)
 
 Never pickle. Every size is bounded before it is read, every hash verified before it is parsed, and the
 manifest carries a checksum of itself: what was damaged, cut short or edited is refused with one line.
@@ -15,21 +16,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors_numpy
 
-from edge.bundle_files import BundleFiles, open_files, write_files
-from edge.errors import BundleError, HeadError
-from edge.heads import Head, aligned_empty, load_head
+from edge import tensors
+from edge.bundle_files import BundleFiles, Parts, open_files, write_files
+from edge.errors import BundleError, HeadError, ResourceError
+from edge.heads import Head, aligned_empty, load_head, resident_arrays
 from edge.heads.calibrated import Calibrated, GpdTail
 from edge.heads.scorer import ScoreSpec
 from edge.heads.tail import TailSpec
+from edge.memory import available_bytes, gigabytes
 
 __all__ = ["FORMAT_VERSION", "Bundle", "Manifest", "load_bundle", "load_graph", "write_bundle"]
 
@@ -146,7 +148,8 @@ class Manifest(_Model):
 class Bundle:
     """A loaded, verified bundle. Arrays are read-only.
 
-    arrays: the head's; calibration: ``score``, ``max`` and (where the head has one) ``norm``, float64 [n].
+    arrays: the head's, as stored: half-precision ones of a folder are views of the mapped file; calibration:
+    ``score``, ``max`` and (where the head has one) ``norm``, float64 [n].
     """
 
     path: Path
@@ -156,14 +159,28 @@ class Bundle:
     graph: bytes
 
     def make_head(self) -> Head:
-        """A new head over the shared arrays (one a thread). Raises BundleError naming the bundle."""
+        """A new head over the shared arrays (one a thread). Raises BundleError naming the bundle, ResourceError
+        where memory does not do for its arrays."""
+        return self._head(self._resident)
+
+    @cached_property
+    def _resident(self) -> Arrays:
+        """Converted once, when the first head is made: the supervisor loads bundles and makes none."""
         try:
-            return load_head(self.manifest.method, self.manifest.spec, self.arrays)
+            return resident_arrays(self.manifest.method, self.manifest.spec, self.arrays)
+        except HeadError as error:
+            raise BundleError(f"{self.path}: {error}") from None
+        except ResourceError as error:
+            raise ResourceError(f"{self.path}: {error}") from None
+
+    def _head(self, arrays: Arrays) -> Head:
+        try:
+            return load_head(self.manifest.method, self.manifest.spec, arrays)
         except HeadError as error:
             raise BundleError(f"{self.path}: {error}") from None
 
     def refit_arrays(self) -> Arrays | None:
-        """Features and Gram matrices for a refit, read and verified now; None where they were left out."""
+        """What a refit needs beyond the head's arrays, verified now; None where it was left out."""
         if REFIT not in self.manifest.files:
             return None
         with open_files(self.path) as files:
@@ -174,7 +191,8 @@ def load_bundle(path: Path | str) -> Bundle:
     """Load and verify a bundle: sizes, hashes, the manifest, and that the head can be built from its arrays.
 
     Raises BundleError, one line naming the file and the remedy: missing, not a bundle, a newer format,
-    edited, cut short, an unknown method, arrays of the wrong shape.
+    edited, cut short, an unknown method, arrays of the wrong shape. Raises ResourceError where it is larger than the
+    memory that is free (a .zip; a folder's large arrays are mapped).
     """
     path = Path(path)
     with open_files(path) as files:
@@ -183,12 +201,14 @@ def load_bundle(path: Path | str) -> Bundle:
             if name not in manifest.files:
                 raise BundleError(f"{path}: the manifest does not list {name}; fit the bundle again")
         # Everything is verified before anything is parsed; what a refit needs is hashed, not kept.
-        data = {name: _verified(path, files, name, manifest.files[name]) for name in REQUIRED}
+        data: dict[str, bytes | memoryview] = {
+            name: _verified(path, files, name, manifest.files[name]) for name in REQUIRED
+        }
         for name in sorted(set(manifest.files) - set(REQUIRED)):
             if name != REFIT:
                 raise BundleError(f"{path}: the manifest lists an unknown file {name!r}; fit the bundle again")
             _verify(path, files, name, manifest.files[name])
-    graph = data[GRAPH]
+    graph = bytes(data.pop(GRAPH))
     if len(graph) > MAX_GRAPH or hashlib.sha256(graph).hexdigest() != manifest.backbone.graph_sha256:
         raise BundleError(f"{path}: {GRAPH} is not the backbone it was fitted with; fit the bundle again")
     arrays = _arrays(path, HEAD, data.pop(HEAD))
@@ -207,7 +227,7 @@ def load_graph(path: Path | str) -> bytes:
         manifest = _manifest(path, files)
         if GRAPH not in manifest.files:
             raise BundleError(f"{path}: the manifest does not list {GRAPH}; fit the bundle again")
-        return _verified(path, files, GRAPH, manifest.files[GRAPH])
+        return bytes(_verified(path, files, GRAPH, manifest.files[GRAPH]))
 
 
 def write_bundle(
@@ -225,17 +245,17 @@ def write_bundle(
     ``manifest.files`` and ``checksum`` are filled in; the manifest as written is returned. Raises BundleError
     when something else has the name, ResourceError when the disk is full or may not be written."""
     path = Path(path)
-    contents = {
-        HEAD: safetensors_numpy.save(_plain(arrays)),
-        GRAPH: graph,
-        CALIBRATION: safetensors_numpy.save(_plain(calibration)),
+    contents: dict[str, Parts] = {
+        HEAD: tensors.encode(arrays),
+        GRAPH: [graph],
+        CALIBRATION: tensors.encode(calibration),
     }
     if refit is not None:
-        contents[REFIT] = safetensors_numpy.save(_plain(refit))
-    files = {name: FileInfo(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
+        contents[REFIT] = tensors.encode(refit)
+    files = {name: _info(parts) for name, parts in contents.items()}
     manifest = manifest.model_copy(update={"files": files, "checksum": ""})
     manifest = manifest.model_copy(update={"checksum": _checksum(manifest.model_dump(mode="json"))})
-    contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode()
+    contents[MANIFEST] = [(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode()]
     write_files(path, contents, MANIFEST)
     return manifest
 
@@ -286,25 +306,42 @@ def _verify(path: Path, files: BundleFiles, name: str, info: FileInfo) -> None:
         raise BundleError(f"{path}: {name} was changed or damaged (its hash differs); copy or fit it again")
 
 
-def _verified(path: Path, files: BundleFiles, name: str, info: FileInfo) -> bytes:
+def _verified(path: Path, files: BundleFiles, name: str, info: FileInfo) -> bytes | memoryview:
     """The file's bytes: the very ones that were hashed, not a second reading of them."""
     size = files.size(name)
     if size != info.size:
         _verify(path, files, name, info)
-    data = files.read(name, info.size)
+    free = available_bytes()
+    if path.is_file() and free is not None and info.size > free:
+        raise ResourceError(
+            f"{path}: {name} has {gigabytes(info.size)} and {gigabytes(free)} of memory are free;"
+            " unpack the .zip into a folder, whose files need not fit"
+        )
+    data = files.view(name, info.size)
     if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
         raise BundleError(f"{path}: {name} was changed or damaged (its hash differs); copy or fit it again")
     return data
 
 
-def _arrays(path: Path, name: str, data: bytes) -> dict[str, NDArray[Any]]:
+def _info(parts: Parts) -> FileInfo:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return FileInfo(size=sum(map(len, parts)), sha256=digest.hexdigest())
+
+
+def _arrays(path: Path, name: str, data: bytes | memoryview) -> dict[str, NDArray[Any]]:
     try:
-        loaded = safetensors_numpy.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        loaded = tensors.decode(data)
+    except ValueError as error:
         raise BundleError(f"{path}: {name} holds no readable arrays ({error}); fit it again") from None
     result: dict[str, NDArray[Any]] = {}
     for key in sorted(loaded):
         array = loaded.pop(key)
+        if array.dtype == np.float16:
+            # The form of storage, of large arrays: heads widen what they need, when they need it.
+            result[key] = array
+            continue
         kept = aligned_empty(array.shape, array.dtype)
         np.copyto(kept, array)
         kept.flags.writeable = False
@@ -315,7 +352,7 @@ def _arrays(path: Path, name: str, data: bytes) -> dict[str, NDArray[Any]]:
 def _fits(bundle: Bundle) -> None:
     """Refuse at the door what would fail on the first frame."""
     manifest = bundle.manifest
-    head = bundle.make_head()
+    head = bundle._head(bundle.arrays)
     missing = set(head.taps) - {tap.name for tap in manifest.backbone.taps}
     if missing:
         raise BundleError(f"{bundle.path}: the head reads taps the backbone lacks: {', '.join(sorted(missing))}")
@@ -326,7 +363,3 @@ def _fits(bundle: Bundle) -> None:
         Calibrated(scores, manifest.calibration.tail)
     except HeadError as error:
         raise BundleError(f"{bundle.path}: {error}") from None
-
-
-def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

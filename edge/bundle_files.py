@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
 from edge.errors import BundleError, ResourceError
+
+Parts = Sequence["bytes | memoryview"]
+"""A file's content in pieces, written one after the other."""
 
 _CHUNK = 1 << 20
 _AT_FDCWD = -100
@@ -36,6 +40,11 @@ class BundleFiles(Protocol):
         """Hash of at most ``limit`` bytes, without keeping them."""
         ...
 
+    def view(self, name: str, limit: int) -> bytes | memoryview:
+        """As :meth:`read`, but a folder's file is mapped: what is not touched takes no memory. A file that is
+        replaced meanwhile stays as it was; one that is edited in place does not (bundles never are)."""
+        ...
+
 
 class _Files:
     def __init__(self, path: Path) -> None:
@@ -50,6 +59,9 @@ class _Files:
     def read(self, name: str, limit: int) -> bytes:
         with self._open(name) as file:
             return file.read(limit)
+
+    def view(self, name: str, limit: int) -> bytes | memoryview:
+        return self.read(name, limit)
 
     def sha256(self, name: str, limit: int) -> str:
         digest = hashlib.sha256()
@@ -67,6 +79,12 @@ class _FolderFiles(_Files):
 
     def _open(self, name: str) -> IO[bytes]:
         return (self._path / name).open("rb")
+
+    def view(self, name: str, limit: int) -> bytes | memoryview:
+        with self._open(name) as file:
+            size = min(limit, os.fstat(file.fileno()).st_size)
+            # An empty file cannot be mapped.
+            return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else b""
 
 
 class _ZipFiles(_Files):
@@ -115,7 +133,7 @@ def check_target(path: Path, marker: str = "bundle.json") -> None:
         raise ResourceError(f"{path}: {folder} may not be written to; choose another --out")
 
 
-def write_files(path: Path, contents: Mapping[str, bytes], marker: str) -> None:
+def write_files(path: Path, contents: Mapping[str, Parts], marker: str) -> None:
     """Write a folder (a .zip where ``path`` ends so) with exactly these files, atomically and durably.
 
     Something already at ``path`` is replaced only if it is a bundle (a .zip file, or a folder that is empty
@@ -165,23 +183,26 @@ def _refuse_foreign(path: Path, marker: str, as_zip: bool) -> None:
         raise BundleError(f"{path}: exists and is not a bundle; choose another --out or remove it yourself")
 
 
-def _write_folder(partial: Path, contents: Mapping[str, bytes]) -> None:
+def _write_folder(partial: Path, contents: Mapping[str, Parts]) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier process with our id
     partial.mkdir()
-    for name, data in contents.items():
+    for name, parts in contents.items():
         with (partial / name).open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
     _sync(partial)
 
 
-def _write_zip(partial: Path, contents: Mapping[str, bytes]) -> None:
+def _write_zip(partial: Path, contents: Mapping[str, Parts]) -> None:
     with partial.open("wb") as file:
         # Stored: floating-point arrays hardly shrink, and loading would pay for it on the device.
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in contents.items():
-                archive.writestr(name, data)
+            for name, parts in contents.items():
+                with archive.open(name, "w", force_zip64=sum(map(len, parts)) > zipfile.ZIP64_LIMIT) as entry:
+                    for part in parts:
+                        entry.write(part)
         file.flush()
         os.fsync(file.fileno())
 

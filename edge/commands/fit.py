@@ -95,8 +95,10 @@ class RateType(click.ParamType):
 def command(good: Path, out: Path, json_target: str | None, **given: Any) -> None:
     """Fit a BUNDLE on pictures of good parts. Takes seconds and needs no defects.
 
-    The threshold follows from the rate of false alarms you accept.
+    The threshold follows from the rate of false alarms you accept. Methods that train take minutes; interrupted, they
+    go on by the same command.
     """
+    from calibration.checkpoints import discard
     from calibration.datasets import good_folder, load_split
     from calibration.fit import fit_bundle
     from calibration.methods import fitter_of
@@ -104,6 +106,9 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
     from edge.commands.common import engine_errors, progress_bar, write_json
     from engines.export import export_backbone
 
+    settings = dict(given["settings"])
+    if "resume" in fitter_of(given["method"]).settings.model_fields:
+        settings.setdefault("resume", str(out.parent / f"{out.name}.training"))
     asked = FitOptions(
         method=given["method"],
         layers=tuple(given["layers"].split(",")) if given["layers"] else None,
@@ -111,7 +116,7 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
         rule=given["score"],
         variance=given["variance"],
         pool=given["pool"],
-        settings=dict(given["settings"]),
+        settings=settings,
         false_alarms=given["false_alarms"],
         calibration=given["calibration"],
         keep_refit=not given["no_refit_data"],
@@ -138,6 +143,8 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
             frames_per_second=given["fps"],
             progress=progress,
         )
+    if "resume" in settings:
+        discard(Path(settings["resume"]))  # the bundle is written: there is nothing to go on with
     if json_target:
         write_json(json_target, report.as_json())
     if json_target != "-":

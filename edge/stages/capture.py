@@ -42,7 +42,6 @@ class CaptureStage(Stage):
         self.next = Forwarder(self, Station.PREPROCESS)
         self.backoff = Backoff()
         self.pool: SlotPool | None = None
-        self.shape: tuple[int, int] | None = None
         self.paused = False
         self.connected = False
         self.done = False
@@ -190,12 +189,11 @@ class CaptureStage(Stage):
         return None if slot is None else pool.loan(slot, ticket)
 
     def _pool_for(self, height: int, width: int) -> SlotPool:
-        """The pool for pictures of this size; a new size asks the supervisor for a new pool."""
-        if self.shape != (height, width) or self.pool is None:
+        """A pool whose slots hold pictures of this size; where they are too small, the supervisor makes a new one."""
+        if self.pool is None or height * width * 3 > self.pool.slot_bytes:
             self.roles.pop("frame", None)
             self.control.send("need_pool", height=height, width=width)
             before, self.pool = self.pool, self.await_role("frame")
-            self.shape = (height, width)
             if before is not None:  # others read its last frames; nothing more is written there
                 del self.pools[before.id]
                 before.close()

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from edge.config import load_line
 from edge.errors import ConfigError, EdgeError, Exit, ResourceError
+from edge.supervisor.custody import Custody
 from edge.supervisor.folders import FolderLock, prepare_folder, runtime_folder, state_folder
 from edge.supervisor.health import Rates, snapshot
 from edge.supervisor.notify import notify, watchdog_interval_s
@@ -27,7 +28,7 @@ from edge.supervisor.policy import CANNOT_START, RestartPolicy, answer_silence, 
 from edge.supervisor.pools import FRAME_READERS, Pools
 from edge.supervisor.process import StageProcess
 from edge.wire.control import ControlClosed
-from edge.wire.ledger import Ledger, LedgerBusy, Reason, Station
+from edge.wire.ledger import Ledger, LedgerBusy, Station
 
 TICK_S = 0.05
 HEALTH_S = 1.0
@@ -66,6 +67,7 @@ class Daemon:
             self.pools.make_core(self.plan.pools)
             self._undo = self._undo.pop_all()
         self.stages: dict[str, StageProcess] = {}
+        self.custody = Custody(self.ledger, self.stages)
         self.phase: Phase = "starting"
         self.exit_code: Exit = Exit.OK
         self.started_at = time.monotonic()
@@ -79,8 +81,6 @@ class Daemon:
         self._watchdog_at = 0.0
         self._was_ready = False
         self._reload_wanted = False
-        self._orphans: list[tuple[StageProcess, bool]] = []  # dead stages whose frames wait for the ledger's lock
-        self._stranger = 0  # who holds that lock and is no stage; said once
 
     # -- running ----------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Daemon:
         """Start everything, work until told to stop (SIGTERM, SIGINT) or until every source has ended."""
         with self._undo, ExitStack() as restore:
             self._catch_signals(restore)
-            self._recover()
+            self.custody.recover()
             for name in CORE:
                 self._start(name)
             try:
@@ -112,24 +112,13 @@ class Daemon:
         restore.callback(self._signals.close)
         restore.callback(self._wakeup.close)
 
-    def _recover(self) -> None:
-        """Close what an earlier daemon left open when it was killed. The alert stage resolves its own frames."""
-        for text in self.ledger.repair():
-            log.warning("ledger: %s", text)
-        left = [frame for frame in self.ledger.open_frames() if frame.holder != Station.ALERT]
-        for frame in left:
-            self.ledger.drop(frame.ticket, Reason.STAGE_RESTART)
-        if left:
-            log.warning("%d frames were under way when the daemon last ended; not inspected (stage_restart)", len(left))
-
     def _tick(self) -> None:
         now = time.monotonic()
         busy = False
         # Each step for itself: while somebody sits on the ledger's lock, deaths and deadlines are answered still.
         steps = (
             self._watch_stages,
-            self._close_overdue,
-            self._close_orphans,
+            self._close_frames,
             self._retire,
             self._advance,
             self._tell_health,
@@ -139,27 +128,12 @@ class Daemon:
                 step(now)
             except LedgerBusy as error:
                 busy = True
-                self._free_lock(error.pid)
+                self.custody.free_lock(error.pid)
         if not busy:
-            self._stranger = 0
+            self.custody.stranger = 0
         if self._watchdog_s is not None and now >= self._watchdog_at and not self._overdue(now):
             self._watchdog_at = now + self._watchdog_s / 2
             notify("WATCHDOG=1")
-
-    def _free_lock(self, pid: int) -> bool:
-        """A process that stands still (SIGSTOP) with the ledger's lock in hand holds up everybody: a stage goes. False:
-        a stranger holds it, whom we may not kill; nothing moves until it lets go, which the watchdog tells."""
-        if pid == 0:  # it let go while we asked
-            return True
-        for stage in self.stages.values():
-            if stage.alive and stage.pid == pid:
-                log.error("%s holds the ledger's lock and does not move; killed", stage.name)
-                stage.kill()
-                return True
-        if pid != self._stranger:
-            self._stranger = pid
-            log.error("the ledger's lock is held by process %d, which is no stage; nothing moves until it lets go", pid)
-        return False
 
     # -- stages -----------------------------------------------------------------------------------------------
 
@@ -237,37 +211,11 @@ class Daemon:
         code = stage.reap()
         if stage.name not in CORE:
             self.pools.drop_frames(stage.name)
-        self._close_frames_of(stage, in_order=asked and code == Exit.OK)
+        self.custody.stage_died(stage, code, asked)
         if asked or (code == Exit.OK and self.phase in ("draining", "stopping")):
             stage.state = "ended"
             return
         self._answer_crash(stage, code)
-
-    def _close_orphans(self, now: float) -> None:
-        """What could not be closed at a stage's death. Once the line stops, the next start does it."""
-        while self._orphans and self.phase not in ("stopping", "gone"):
-            self._drop_frames_of(*self._orphans[0])
-            del self._orphans[0]
-
-    def _close_frames_of(self, stage: StageProcess, in_order: bool) -> None:
-        """Frames the dead stage held, or had sent without their being taken, end here; what one that left ``in_order``
-        had sent did arrive. A dead alert stage's own frames wait for its successor, which alone can tell from the
-        store whether their alert was raised."""
-        if self._stranger:
-            self._orphans.append((stage, in_order))
-            return
-        try:
-            self._drop_frames_of(stage, in_order)
-        except LedgerBusy as error:
-            self._orphans.append((stage, in_order))
-            self._free_lock(error.pid)
-
-    def _drop_frames_of(self, stage: StageProcess, in_order: bool) -> None:
-        lost = [] if in_order else self.ledger.drop_where(Reason.STAGE_RESTART, sender=stage.station)
-        if stage.station != Station.ALERT:
-            lost += self.ledger.drop_where(Reason.STAGE_RESTART, holder=stage.station)
-        if lost:
-            log.warning("%s: %d frames under way are not inspected (stage_restart)", stage.name, len(lost))
 
     def _answer_crash(self, stage: StageProcess, code: int) -> None:
         words = describe_exit(code)
@@ -328,16 +276,11 @@ class Daemon:
             for stage in self.stages.values()
         )
 
-    def _close_overdue(self, now: float) -> None:
-        if self.phase in ("stopping", "gone"):
-            return
-        limit = int((now - self.plan.line.pipeline.frame_timeout_s) * 1e9)
-        overdue = self.ledger.drop_where(Reason.TIMEOUT, older_than_ns=limit) if self._has_older(limit) else []
-        if overdue:
-            log.warning("%d frames had no verdict in time; not inspected (timeout)", len(overdue))
-
-    def _has_older(self, limit_ns: int) -> bool:
-        return any(frame.mono_ns < limit_ns for frame in self.ledger.open_frames()[:1])
+    def _close_frames(self, now: float) -> None:
+        """Frames that nobody will finish. Once the line stops, the drain's end or the next start closes them."""
+        if self.phase not in ("stopping", "gone"):
+            self.custody.close_overdue(now, self.plan.line.pipeline.frame_timeout_s)
+            self.custody.close_orphans()
 
     # -- phases -----------------------------------------------------------------------------------------------
 
@@ -363,7 +306,7 @@ class Daemon:
         elif self.phase == "swapping":
             self._swap(now)
         elif self.phase == "draining" and (self._quiet() or now > self._deadline):
-            self._close_what_is_left()
+            self.custody.close_all()
             self.phase, self._deadline = "stopping", now + LAST_WORDS_S
         elif self.phase == "stopping":
             self._leave(now)
@@ -405,15 +348,6 @@ class Daemon:
             if name not in CORE:
                 stage.ask_to_stop()
 
-    def _close_what_is_left(self) -> None:
-        try:
-            for frame in self.ledger.drop_where(Reason.SHUTDOWN):
-                log.warning("frame %d of camera %d is not inspected (shutdown)", frame.seq, frame.camera)
-        except LedgerBusy as error:
-            if self._free_lock(error.pid):
-                raise  # tried again at the next tick
-            log.error("frames under way stay open; the next start closes them (stage_restart)")
-
     def _leave(self, now: float) -> None:
         """Stop the core in the data's order; the alert stage last, once every closed frame is announced."""
         alert = self.stages.get("alert")
@@ -421,7 +355,9 @@ class Daemon:
             return
         for name in CORE:
             stage = self.stages.get(name)
-            if stage is not None and stage.alive and not self._stranger:  # with one about, nobody can finish anything
+            if (
+                stage is not None and stage.alive and not self.custody.stranger
+            ):  # with one about, nobody can finish anything
                 if stage.state != "stopping":
                     stage.ask_to_stop()
                     self._deadline = now + LAST_WORDS_S
