@@ -35,7 +35,8 @@ class Model:
     graph_sha256: str
     precision: str
     taps: tuple[tuple[str, int, int, int], ...]
-    size: tuple[int, int]  # prepared input and anomaly map: height, width
+    size: tuple[int, int]  # of the prepared input: height, width
+    map_size: tuple[int, int]  # of the anomaly map
     pixel_threshold: float
     false_alarm_rate: float
 
@@ -73,6 +74,7 @@ def read_model(path: Path) -> Model:
         precision=manifest.backbone.precision,
         taps=tuple((tap.name, tap.channels, tap.height, tap.width) for tap in manifest.backbone.taps),
         size=(manifest.input.height, manifest.input.width),
+        map_size=manifest.tail.size,
         pixel_threshold=manifest.calibration.pixel_threshold,
         false_alarm_rate=manifest.calibration.false_alarm_rate,
     )
@@ -96,7 +98,7 @@ def make_plan(line: LineFile, state: Path, camera_index: Callable[[str], int]) -
         slots=max(pipeline.stage_slots, 2 * pipeline.batch),
         input_bytes=max(m.size[0] * m.size[1] * 3 for m in models),
         feature_bytes=max(feature_layout(m.taps)[1] for m in models),
-        map_bytes=max(m.size[0] * m.size[1] * 4 for m in models),
+        map_bytes=max(m.map_size[0] * m.map_size[1] * 4 for m in models),
     )
     index = {camera.name: camera_index(camera.name) for camera in line.camera}
     by_index = {index[name]: model for name, model in model_of.items()}
@@ -136,7 +138,7 @@ def make_plan(line: LineFile, state: Path, camera_index: Callable[[str], int]) -
                 index[c.name]: {
                     "name": c.name,
                     "roi": list(c.roi) if c.roi else None,
-                    "size": list(models[model_of[c.name]].size),
+                    "size": list(models[model_of[c.name]].map_size),
                     "bundle": models[model_of[c.name]].identity,
                     "engine": f"{models[model_of[c.name]].method}, {specs[model_of[c.name]]['precision']}",
                     "pixel_threshold": models[model_of[c.name]].pixel_threshold,
