@@ -43,9 +43,9 @@ class FitReport:
 
     seconds: wall time by part (``backbone``, ``algebra``, ``calibration``, ``write``); threshold and the rest
     as in the manifest's calibration; alarms_per_hour: at ``frames_per_second``, before n-of-m; details: the
-    method's own figures (FRE: components kept a layer); unusual: the good pictures that look least good to a model without them (name, score), worth
-    a look: a defect among them blinds the model to its like; duplicates: good pictures whose file is a copy
-    of another's.
+    method's own figures (FRE: components kept a layer); unusual: the good pictures that look least good to a
+    model without them (name, score), worth a look: a defect among them blinds the model to its like; duplicates:
+    good pictures whose file is a copy of another's.
     """
 
     out: Path
@@ -127,7 +127,9 @@ def assemble(out: Path, work: Work, frames_per_second: float, progress: Progress
     written = write_bundle(out, manifest, fitted.arrays, constants.scores, graph, refit)
     clock.lap("write")
     calibrated = names if held is None else [names[i] for i in held]
-    return _report(out, work, written, fitted.details, _unusual(constants, calibrated), clock.seconds, frames_per_second)
+    return _report(
+        out, work, written, fitted.details, _unusual(constants, calibrated), clock.seconds, frames_per_second
+    )
 
 
 def _report(

@@ -74,7 +74,7 @@ class Checkpoints:
         """Makes the folder and keeps others out. Raises ResourceError where another process trains here, or the
         folder cannot be made; DataError where something else has its name."""
         try:
-            if self.folder.exists() and not self._ours():
+            if self.folder.exists() and not _is_ours(self.folder):
                 raise DataError(f"{self.folder}: holds something else than a training; choose another folder for it")
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / LOCK).open("wb")
@@ -136,11 +136,6 @@ class Checkpoints:
                 " start the same command again: it goes on from the last state kept"
             ) from None
 
-    def remove(self) -> None:
-        """Delete the folder (the training has ended, and its result is written)."""
-        if self._ours():
-            shutil.rmtree(self.folder, ignore_errors=True)
-
     def _record(self) -> _Record | None:
         path = self.folder / RECORD
         try:
@@ -165,9 +160,16 @@ class Checkpoints:
     def _remedy(self) -> str:
         return f"remove {self.folder} to train from the start, or choose another folder"
 
-    def _ours(self) -> bool:
-        """Never delete or fill a folder that somebody uses for something else."""
-        if not self.folder.is_dir():
-            return False
-        names = {path.name for path in self.folder.iterdir()}
-        return not names or RECORD in names or LOCK in names
+
+def discard(folder: Path) -> None:
+    """Delete a training's folder: it has ended, and its result is written. Anything else of that name is left
+    alone."""
+    if _is_ours(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or RECORD in names or LOCK in names

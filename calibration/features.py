@@ -64,9 +64,7 @@ def run_pictures(
 ) -> Iterator[tuple[int, Result]]:
     """Every picture through a worker's engine and work: see :func:`run_readers`. Closes no engine."""
     readers = [Reader(worker.engine.info.input_size, _through(worker)) for worker in workers]
-    return run_readers(
-        paths, readers, skip_unreadable=skip_unreadable, skipped=skipped, progress=progress, what=what
-    )
+    return run_readers(paths, readers, skip_unreadable=skip_unreadable, skipped=skipped, progress=progress, what=what)
 
 
 def _through(worker: Worker[Result]) -> Callable[[Image], Result]:

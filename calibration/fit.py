@@ -19,7 +19,7 @@ from calibration.assemble import FitReport, Work, assemble
 from calibration.conformal import MIN_PICTURES
 from calibration.datasets import Split, file_sha256
 from calibration.features import Reader, run_readers
-from calibration.methods import PICTURES, Fitter, Source, Stored, fitter_of
+from calibration.methods import PICTURES, Fitter, Source, fitter_of
 from calibration.options import FitOptions
 from calibration.store import Store
 from edge.bundle import BackboneInfo, FittedPicture, InputInfo, SplitInfo, TapInfo, load_bundle
@@ -67,7 +67,7 @@ def fit_bundle(
     single_thread()
     started = time.perf_counter()
     skipped: list[str] = []
-    store = Store(len(split.good))
+    store = Store(len(split.good), overflow=out.absolute().parent if fitter.defaults.mapped else None)
     kept: list[Path] = []
     with ExitStack() as undo:
         crew: list[Reader[dict[str, NDArray[Any]]]] = []

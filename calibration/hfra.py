@@ -58,6 +58,7 @@ class HfraSettings(Settings):
     clip: float = Field(1.0, gt=0, description="largest 2-norm of the whole gradient")
     mid: float = Field(1.0, gt=0, le=1, description="share of a level's channels in its first two convolutions")
     weights: Literal["uniform", "printed"] = Field("uniform", description="of the levels; printed: 1 / (w h)")
+    seed: int | None = Field(None, ge=0, description="of the weights and the order; none: the fit's")
     minutes: float | None = Field(None, gt=0, description="stop after so many minutes, to be resumed")
     resume: Path | None = Field(None, description="folder in which an unfinished training is kept")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
@@ -76,6 +77,7 @@ class HfraFitter:
         calibration="holdout",
         calibrations=("holdout",),  # folds would be ten trainings
         tail=TailSpec(fuse="sum", smooth="gauss", sigma=4.0),
+        mapped=True,
     )
 
     def check(self, options: FitOptions) -> None:
@@ -117,12 +119,13 @@ class HfraFitter:
         spec: dict[str, object] = {"levels": list(levels), "weights": settings.weights, "mid": settings.mid}
         spec |= {f"shape_{tap.name}": [1, tap.height, tap.width] for tap in taps}
         spec |= {"epochs": settings.epochs, "batch": settings.batch, "lr": settings.lr, "decay": settings.decay}
+        spec |= {"seed": _seed(job, settings)}
         return MethodFit(
             spec=spec,
             arrays={},  # all weights are in the graph
             scaling=scaling,
             calibrating=calibrating,
-            tail=_tail(job.options.tail, settings, shapes),
+            tail=_tail(job, settings, shapes),
             own=OwnGraph(graph, taps),
             details={
                 "epochs": settings.epochs,
@@ -143,7 +146,7 @@ def _train(job: Job, settings: HfraSettings, shapes: Mapping[str, Shape]) -> tup
     import_torch()
     from calibration.hfra_network import Decoder, DecoderTask, choose_device
 
-    seed = job.options.seed
+    seed = _seed(job, settings)
     try:
         factors = level_factors([shape[1:] for shape in shapes.values()])
     except EngineError as error:
@@ -180,10 +183,14 @@ def _identity(job: Job, settings: HfraSettings, features: Stored) -> dict[str, o
         "backbone": job.source.backbone.graph_sha256,
         "layers": list(features),
         "pictures": digest.hexdigest(),
-        "seed": job.options.seed,
+        "seed": _seed(job, settings),
         "batch": settings.batch,
         "mid": settings.mid,
     }
+
+
+def _seed(job: Job, settings: HfraSettings) -> int:
+    return job.options.seed if settings.seed is None else settings.seed
 
 
 def _maps(job: Job, graph: bytes, taps: tuple[TapInfo, ...], rows: Indices) -> list[F32]:
@@ -203,11 +210,15 @@ def _maps(job: Job, graph: bytes, taps: tuple[TapInfo, ...], rows: Indices) -> l
         engine.close()
 
 
-def _tail(asked: TailSpec | None, settings: HfraSettings, shapes: Mapping[str, Shape]) -> TailSpec | None:
-    if asked is None or settings.weights == "uniform":
-        return asked
+def _tail(job: Job, settings: HfraSettings, shapes: Mapping[str, Shape]) -> TailSpec:
+    """The options' tail; where nothing else was asked for, with a map of the input's size, as printed."""
+    tail = job.options.tail or HfraFitter.defaults.tail
+    if tail == HfraFitter.defaults.tail:
+        tail = tail.model_copy(update={"size": (job.source.input.height, job.source.input.width)})
+    if settings.weights == "uniform":
+        return tail
     weights = printed_weights([shape[1:] for shape in shapes.values()])
-    return TailSpec.model_validate({**asked.model_dump(), "fuse": "weights", "weights": weights})
+    return TailSpec.model_validate({**tail.model_dump(), "fuse": "weights", "weights": weights})
 
 
 def _mean(unseen: Unseen) -> float:

@@ -57,13 +57,15 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a fit does where nothing was asked for. calibrations: those that the method can do."""
+    """What a fit does where nothing was asked for. calibrations: those that the method can do. mapped: what is kept
+    of the pictures may lie in a file where memory does not do, as the fit takes a few pictures at a time."""
 
     layers: tuple[str, ...]
     rule: Rule
     calibration: How
     calibrations: tuple[How, ...]
     tail: TailSpec
+    mapped: bool = False
 
 
 @dataclass(frozen=True)

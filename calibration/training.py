@@ -1,8 +1,8 @@
 """Training any torch head: seeded, resumable, bounded in time, and never a bundle from a loss that is not a number.
 
 All randomness is a function of (seed, epoch, step), so that a training that was interrupted goes on exactly as it
-would have: on one machine, with one torch build and as many threads, the result is the same to the last bit. Torch
-itself is imported when a training starts, not with this module.
+would have: on one machine's processor, with one torch build and as many threads, the result is the same to the last
+bit. Torch itself is imported when a training starts, not with this module.
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ class _Run:
         if state is not None:
             self._restore(state)
             self.good = state
+            if self.step > self.total:
+                raise DataError(f"trained already {self._where(self.step)}; ask for at least as many epochs")
         began, first = time.monotonic(), self.step
         self.fresh, saved = self._state(), began
         order = self.schedule.order(self.step // self.epoch_steps, self.task.rows)
@@ -227,7 +229,10 @@ class _Run:
     def _diverged(self, what: str) -> TrainingDiverged:
         where = f"{what} is not finite {self._where(self.step)}: stopped"
         if self.good is None:
-            return TrainingDiverged(f"{where}, and nothing before it is worth keeping; lower the learning rate")
+            return TrainingDiverged(
+                f"{where}, and nothing before it is worth keeping; check the backbone's weights, lower the learning"
+                " rate"
+            )
         self._restore(self.good)
         kept = f"the last good state, {self._where(self.step)}, is kept"
         if self.checkpoints is not None:

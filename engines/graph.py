@@ -202,7 +202,10 @@ class GraphBuilder:
             builder._node(node.op_type, list(node.input), node.output[0], **attributes)
         for tensor in model.graph.initializer:
             builder._constant(tensor.name, np.frombuffer(tensor.raw_data, "<f4").reshape(tuple(tensor.dims)))
-        taps = {name: Value(sources.get(name, name), *(size.dim_value for size in dims[1:])) for name, dims in shapes.items()}
+        taps = {
+            name: Value(sources.get(name, name), *(size.dim_value for size in dims[1:]))
+            for name, dims in shapes.items()
+        }
         return builder, taps, {entry.key: entry.value for entry in model.metadata_props}
 
     def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> None:

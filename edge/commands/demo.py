@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from edge.commands.fit import METHODS
 from edge.errors import EdgeError, ResourceError
 
 CAMERAS = (("left", 11, "every"), ("right", 12, "latest"))  # name, seed of its parts, policy
@@ -27,7 +28,7 @@ START_S = 120.0
 @click.command("demo")
 @click.option("--frames", type=click.IntRange(10, 100_000), default=150, show_default=True, help="Frames a camera.")
 @click.option("--good", type=click.IntRange(20, 5000), default=200, show_default=True, help="Good pictures to fit on.")
-@click.option("--method", type=click.Choice(["fre"]), default="fre", show_default=True, help="The head.")
+@click.option("--method", type=click.Choice(METHODS), default="fre", show_default=True, help="The head.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
 def command(frames: int, good: int, method: str, out: Path) -> None:
     """Draw good parts, fit on them, run the daemon on two cameras with known defects, and tell what came of it."""

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from edge.errors import EdgeError, Exit
+from edge.signal_stack import install_signal_stack
 from edge.stages.base import Stage, StopRequested
 from edge.wire.control import Control, ControlClosed
 from edge.wire.ledger import Station
@@ -64,6 +65,7 @@ def name_process(name: str) -> None:
 
 def main() -> int:
     faulthandler.enable()  # SIGABRT from the supervisor leaves a trace of where the stage was stuck
+    install_signal_stack()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle, in order
     control = Control(socket.socket(fileno=int(sys.argv[1])))
     try:

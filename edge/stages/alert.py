@@ -33,8 +33,8 @@ ANNOUNCE_S = 0.02  # how long the verdict of a frame that was not inspected may 
 
 
 class AlertStage(LinkStage):
-    """``spec``: line, state, cameras: index -> {name, roi, size (of the map), bundle, pixel_threshold, ...}, policy, store,
-    publish."""
+    """``spec``: line, state, cameras: index -> {name, roi, size (of the map), bundle, pixel_threshold, ...}, policy,
+    store, publish."""
 
     def __init__(self, control: Control, spec: dict[str, Any]) -> None:
         super().__init__(control, spec)

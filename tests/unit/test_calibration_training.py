@@ -28,6 +28,7 @@ from calibration.store import Store
 from calibration.training import Schedule, Status, TrainingDiverged, TrainingInterrupted, train
 from edge.bundle import load_bundle
 from edge.errors import DataError, Exit, ResourceError
+from edge.signal_stack import install_signal_stack
 from engines.export import export_backbone
 
 torch = pytest.importorskip("torch", reason="needs the extra fit")
@@ -82,6 +83,12 @@ def state_of(net: Net) -> dict[str, bytes]:
 
 
 SCHEDULE = Schedule(epochs=6, batch=4, lr=0.05, warmup=3, decay="cosine")  # 3 steps an epoch, the last of 2 rows
+
+
+@pytest.fixture(autouse=True)
+def roomy_signal_stack() -> None:
+    """pytest's fault handler has a small one, and an engine of another test may have made the state large."""
+    install_signal_stack()
 
 
 class StopAfter:

@@ -20,7 +20,7 @@ BASE: dict[str, Any] = {
         {"name": "b", "source": {"kind": "folder", "path": "/p"}},
     ],
 }
-ONE = Model("one", "id-1", "fre", "graph", "f32", (("layer3", 8, 16, 16),), (64, 64), 1.0, 0.001)
+ONE = Model("one", "id-1", "fre", "graph", "f32", (("layer3", 8, 16, 16),), (64, 64), (64, 64), 1.0, 0.001)
 
 
 @pytest.fixture(autouse=True)
