@@ -23,6 +23,7 @@ import zmq
 from numpy.typing import NDArray
 
 from edge.stages.base import STARVED_S
+from edge.wire.copy import FrameCopier
 from edge.wire.descriptor import Descriptor
 from edge.wire.ledger import Ledger, Station
 from edge.wire.link import Inlet, Outlet
@@ -82,6 +83,7 @@ class SlotSender(Sender):
         self.shape: tuple[int, int, int] = tuple(spec["shape"])
         self.in_place = spec["transport"] == "slots_in_place"
         self.picture = _pictures(self.shape, 1)[0]
+        self.copier = FrameCopier()
         self.ledger = Ledger(Path(spec["folder"]) / "ledger")
         self.camera = self.ledger.camera_index("bench")
         self.station = Station.CAPTURE + self.camera
@@ -101,7 +103,7 @@ class SlotSender(Sender):
             stamp(target, number)
         else:
             stamp(self.picture, number)
-            np.copyto(target, self.picture)
+            self.copier.copy(target, self.picture)
         ref = self.pool.commit(slot, seq, mono_ns, wall_ns, target.nbytes)
         descriptor = Descriptor(ticket, self.camera, seq, mono_ns, wall_ns, *self.shape[:2], ref)
         handed = self.ledger.pass_on(ticket, self.station, Station.PREPROCESS) and self.outlet.send(descriptor)

@@ -11,7 +11,6 @@ import select
 import time
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from edge.cameras import Frame, Undecodable, open_camera
@@ -20,6 +19,7 @@ from edge.cameras.config import CameraSource
 from edge.errors import CameraConfigError, CameraError, EndOfStream
 from edge.stages.base import STARVED_S, Forwarder, Stage
 from edge.wire.control import Control
+from edge.wire.copy import FrameCopier
 from edge.wire.descriptor import MAX_NAME, Descriptor
 from edge.wire.ledger import Reason, Station
 from edge.wire.pool import SlotPool
@@ -41,6 +41,7 @@ class CaptureStage(Stage):
         self.source = TypeAdapter(CameraSource).validate_python(spec["source"])
         self.next = Forwarder(self, Station.PREPROCESS)
         self.backoff = Backoff()
+        self.copier = FrameCopier()
         self.pool: SlotPool | None = None
         self.paused = False
         self.connected = False
@@ -169,7 +170,7 @@ class CaptureStage(Stage):
             self.counters.refused += 1
             return
         target = pool.array(slot, (height, width, 3))
-        np.copyto(target, frame.picture)  # the one copy of a frame: from the decoder's memory into its slot
+        self.copier.copy(target, frame.picture)
         ref = pool.commit(slot, seq, frame.mono_ns, frame.wall_ns, target.nbytes)
         name = frame.name.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore")
         self.next.send(

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge.bundle import load_bundle
 from edge.errors import BundleError, HeadError
 from edge.heads import single_thread
-from edge.heads.scorer import Scorer
-from edge.stages.base import Forwarder, LinkStage
+from edge.heads.scorer import Scored, Scorer
+from edge.stages.base import STARVED_S, Forwarder, LinkStage
 from edge.wire.control import Control
 from edge.wire.descriptor import Descriptor, Verdict
 from edge.wire.layout import Span, feature_layout
 from edge.wire.ledger import Reason, Station
+from edge.wire.pool import StaleSlot
 
 
 class HeadStage(LinkStage):
@@ -47,29 +49,79 @@ class HeadStage(LinkStage):
     def wait_for_output(self, timeout_s: float) -> None:
         self.maps.wait_for_release(timeout_s)
 
+    def step(self, timeout_s: float) -> None:
+        """One frame, or two when a second waits already: a head reads its arrays (tens of megabytes) once for both,
+        which is what it spends its time on. Nothing ever waits for a second frame."""
+        if not self.output_free():
+            self.wait_for_output(min(timeout_s, STARVED_S))
+            return
+        first = self.next_accepted()
+        if first is None:
+            self._hungry.poll(int(timeout_s * 1000))
+            return
+        second = self.next_accepted() if self.maps.has_free(2, self.ledger.is_live) else None
+        if second is not None and self._score_pair(first, second):
+            return
+        self.work(first)
+        if second is not None:
+            self.work(second)
+
     def handle(self, descriptor: Descriptor) -> None:
         model = self.cameras.get(descriptor.camera)
         if model is None:
             self.refuse(descriptor, Reason.ERROR, "its camera is not in the line file any more")
             return
-        scorer = self.scorers[model]
         payload = descriptor.payload
         assert payload is not None
         taps = {
             span.name: self.features.view(payload, (1, *span.shape), np.float32, span.offset)
             for span in self.layouts[model]
         }
-        slot = self.maps.free_slot(self.ledger.is_live)
-        assert slot is not None  # output_free, and this stage is the only producer
-        self.maps.loan(slot, descriptor.ticket)
-        target = self.maps.array(slot, (1, *scorer.size), np.float32)
+        target, slot = self._map_slot(descriptor, self.scorers[model].size)
         try:
-            scored = scorer.score(taps, out=target)[0]
+            scored = self.scorers[model].score(taps, out=target[None])[0]
         except HeadError as error:
             self.refuse(descriptor, Reason.ERROR, str(error))
             return
-        self.features.check(payload)
-        self.features.release(payload)
-        ref = self.maps.commit(slot, descriptor.seq, descriptor.mono_ns, descriptor.wall_ns, target.nbytes)
-        verdict = Verdict(scored.score, scored.p_value, scorer.threshold, dict(scored.parts))
+        self._forward(descriptor, slot, scored, self.scorers[model].threshold)
+
+    def _score_pair(self, first: Descriptor, second: Descriptor) -> bool:
+        """Score two frames of one model together. False where that cannot be, or either is at fault: then each is
+        handled alone."""
+        model = self.cameras.get(first.camera)
+        if model is None or model != self.cameras.get(second.camera) or not (first.payload and second.payload):
+            return False
+        try:
+            taps = {
+                span.name: self.features.pair(first.payload, second.payload, span.shape, np.float32, span.offset)
+                for span in self.layouts[model]
+            }
+            results = self.scorers[model].score(taps)
+            self.features.check(first.payload)
+            self.features.check(second.payload)
+        except (HeadError, StaleSlot):
+            return False
+        for descriptor, scored in zip((first, second), results, strict=True):
+            target, slot = self._map_slot(descriptor, self.scorers[model].size)
+            np.copyto(target, scored.map)
+            try:
+                self._forward(descriptor, slot, scored, self.scorers[model].threshold)
+            except StaleSlot as error:
+                self.counters.torn += 1
+                self.refuse(descriptor, Reason.ERROR, str(error))
+        return True
+
+    def _map_slot(self, descriptor: Descriptor, size: tuple[int, int]) -> tuple[NDArray[np.float32], int]:
+        slot = self.maps.free_slot(self.ledger.is_live)
+        assert slot is not None  # looked at before the frame was accepted, and this stage is the only producer
+        self.maps.loan(slot, descriptor.ticket)
+        return self.maps.array(slot, size, np.float32), slot
+
+    def _forward(self, descriptor: Descriptor, slot: int, scored: Scored, threshold: float) -> None:
+        assert descriptor.payload is not None
+        self.features.check(descriptor.payload)
+        self.features.release(descriptor.payload)
+        nbytes = scored.map.nbytes
+        ref = self.maps.commit(slot, descriptor.seq, descriptor.mono_ns, descriptor.wall_ns, nbytes)
+        verdict = Verdict(scored.score, scored.p_value, threshold, dict(scored.parts))
         self.next.send(descriptor.with_payload(ref, verdict))

@@ -54,7 +54,7 @@ class SlotRef:
 
 @dataclass(frozen=True)
 class PoolStats:
-    """Slots of a pool at one moment. ``peak`` is the producer's own high-water mark since it attached."""
+    """Slots of a pool at one moment. ``peak`` is the most that any earlier look in this process has found."""
 
     slots: int
     in_use: int
@@ -142,17 +142,19 @@ class SlotPool:
         The lowest, not the next in turn: a slot that was in use a moment ago is still in the cache, and the
         generation tells a stale reference however soon the slot comes back. Measured on 1080p frames: a third faster.
         """
-        w = self._w
-        in_use, found = 0, None
         for slot in range(self.slots):
-            base = _HEADERS + slot * _SLOT_WORDS
-            busy = w[base + _S_TICKET] and w[base + _RELEASED] != w[base + _GENERATION] and is_live(w[base + _S_TICKET])
-            if busy:
-                in_use += 1
-            elif found is None:
-                found = slot
-        self.peak = max(self.peak, in_use + (found is not None))
-        return found
+            if not self._busy(slot, is_live):
+                return slot
+        return None
+
+    def has_free(self, count: int, is_live: Callable[[int], bool]) -> bool:
+        """Whether at least ``count`` slots are free."""
+        return sum(not self._busy(slot, is_live) for slot in range(self.slots)) >= count
+
+    def _busy(self, slot: int, is_live: Callable[[int], bool]) -> bool:
+        base = _HEADERS + slot * _SLOT_WORDS
+        ticket = self._w[base + _S_TICKET]
+        return bool(ticket) and self._w[base + _RELEASED] != self._w[base + _GENERATION] and is_live(ticket)
 
     def loan(self, slot: int, ticket: int) -> int:
         """Take a free slot for the frame ``ticket`` and mark it as being written. Returns the slot."""
@@ -212,6 +214,19 @@ class SlotPool:
         array.flags.writeable = False
         return array
 
+    def pair(
+        self, first: SlotRef, second: SlotRef, shape: tuple[int, ...], dtype: DTypeLike = np.uint8, offset: int = 0
+    ) -> NDArray:
+        """Two payloads as one read-only array [2, *shape], without a copy: any two slots are one stride apart.
+
+        Each payload is contiguous, the pair is not. Raises StaleSlot.
+        """
+        views = self.view(first, shape, dtype, offset), self.view(second, shape, dtype, offset)
+        stride = (second.slot - first.slot) * self._stride
+        pair = np.lib.stride_tricks.as_strided(views[0], (2, *shape), (stride, *views[0].strides), writeable=False)
+        assert pair[1].ctypes.data == views[1].ctypes.data
+        return pair
+
     def check(self, ref: SlotRef) -> None:
         """Raises StaleSlot unless the slot still holds the generation that ``ref`` names."""
         if ref.pool != self.id or not 0 <= ref.slot < self.slots:
@@ -243,9 +258,6 @@ class SlotPool:
 
     def stats(self, is_live: Callable[[int], bool]) -> PoolStats:
         """Slots in use now."""
-        w, in_use = self._w, 0
-        for slot in range(self.slots):
-            base = _HEADERS + slot * _SLOT_WORDS
-            ticket, generation = w[base + _S_TICKET], w[base + _GENERATION]
-            in_use += bool(ticket and w[base + _RELEASED] != generation and is_live(ticket))
-        return PoolStats(self.slots, in_use, max(self.peak, in_use))
+        in_use = sum(self._busy(slot, is_live) for slot in range(self.slots))
+        self.peak = max(self.peak, in_use)
+        return PoolStats(self.slots, in_use, self.peak)

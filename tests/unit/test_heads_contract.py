@@ -311,6 +311,13 @@ def test_a_result_does_not_depend_on_the_batch(method: str, fitted: MethodFit, c
             assert alone.norms[0] == pytest.approx(together.norms[i], rel=1e-5)
 
 
+def test_two_pictures_far_apart_in_memory_are_as_good_as_two_in_a_row(method: str, fitted: MethodFit) -> None:
+    """The head stage reads a pair of slots in place: each contiguous, the pair not."""
+    taps = CASES[method].inputs(3, 8)
+    in_a_row = run(method, fitted, {name: np.ascontiguousarray(tap[::2]) for name, tap in taps.items()})
+    same(run(method, fitted, {name: tap[::2] for name, tap in taps.items()}), in_a_row)
+
+
 def test_float32_is_near_the_reference_in_float64(method: str, fitted: MethodFit) -> None:
     taps = CASES[method].inputs(5, 8)
     found, expected = run(method, fitted, taps), CASES[method].reference(fitted, taps)

@@ -127,6 +127,21 @@ def test_what_does_not_fit_is_refused(pool: SlotPool) -> None:
     os.close(fd)
 
 
+def test_a_pair_reads_any_two_slots_without_a_copy(pool: SlotPool) -> None:
+    refs = [write(pool, ticket, ticket) for ticket in (1, 2, 3)]
+    for first, second in ((0, 1), (0, 2), (2, 0)):
+        pair = pool.pair(refs[first], refs[second], (10, 10))
+        assert pair[0].base is not None
+        assert (pair[0] == first + 1).all()
+        assert (pair[1] == second + 1).all()
+        assert not pair.flags.writeable
+    assert pool.has_free(1, {1, 3}.__contains__)
+    assert not pool.has_free(2, {1, 3}.__contains__)
+    write(pool, 4, 4, {2, 3}.__contains__)
+    with pytest.raises(StaleSlot):
+        pool.pair(refs[1], refs[0], (10, 10))
+
+
 def test_waiting_ends_with_a_release_or_with_the_time(pool: SlotPool) -> None:
     pool.wait_for_release(0.01)
     ref = write(pool, 1, 1)
