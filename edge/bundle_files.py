@@ -12,6 +12,7 @@ import os
 import shutil
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,15 +47,15 @@ class BundleFiles(Protocol):
         ...
 
 
-class _Files:
+class _Files(ABC):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def size(self, name: str) -> int | None:
-        raise NotImplementedError
+    @abstractmethod
+    def size(self, name: str) -> int | None: ...
 
-    def _open(self, name: str) -> IO[bytes]:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self, name: str) -> IO[bytes]: ...
 
     def read(self, name: str, limit: int) -> bytes:
         with self._open(name) as file:

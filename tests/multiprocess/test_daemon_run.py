@@ -73,7 +73,8 @@ def test_a_larger_batch_scores_the_same_within_rounding(start: Start, bundle: Pa
     pictures = parts / "test"
     cameras = [folder(pictures, name, mode="loop", recursive=True, fps=20) for name in ("a", "b")]
     line = start(*cameras, pipeline={"batch": 4, "batch_wait_ms": 20, "slots": 8})
-    line.until(lambda: min(line.scored("a"), line.scored("b")) >= 12, 20)
+    count = len(list(pictures.rglob("*.png")))
+    line.until(lambda: min(line.scored("a"), line.scored("b")) >= count, 40)
     assert line.stop() == 0
     line.assert_balanced()
     assert line.missed("a") == line.missed("b") == {}

@@ -29,7 +29,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, Model]:
     known = {
         "one": ONE,
         "refitted": replace(ONE, bundle="refitted", identity="id-2"),
-        "larger": replace(ONE, bundle="larger", identity="id-3", size=(128, 128)),
+        "larger": replace(ONE, bundle="larger", identity="id-3", size=(128, 128), map_size=(256, 192)),
     }
     monkeypatch.setattr(plans, "read_model", lambda path: known[path.name])
     return known
@@ -135,6 +135,6 @@ def test_pools_are_large_enough_for_the_largest_bundle() -> None:
     data["camera"][1]["bundle"] = "larger"
     plan = plan_of(data, Index())
     assert plan.pools.input_bytes == 128 * 128 * 3
-    assert plan.pools.map_bytes == 128 * 128 * 4
+    assert plan.pools.map_bytes == 256 * 192 * 4
     assert plan.pools.feature_bytes >= 8 * 16 * 16 * 4
     assert [model.bundle for model in plan.models] == ["one", "larger"]
