@@ -50,8 +50,9 @@ class HeadStage(LinkStage):
         self.maps.wait_for_release(timeout_s)
 
     def step(self, timeout_s: float) -> None:
-        """One frame, or two when a second waits already: a head reads its arrays (tens of megabytes) once for both,
-        which is what it spends its time on. Nothing ever waits for a second frame."""
+        """One frame, or two together when the head falls behind: it then reads its arrays (tens of megabytes) once for
+        both, which is what it spends its time on. With room left upstream it takes them singly, since in a pair the
+        first frame's verdict waits for the second's."""
         if not self.output_free():
             self.wait_for_output(min(timeout_s, STARVED_S))
             return
@@ -59,7 +60,9 @@ class HeadStage(LinkStage):
         if first is None:
             self._hungry.poll(int(timeout_s * 1000))
             return
-        second = self.next_accepted() if self.maps.has_free(2, self.ledger.is_live) else None
+        is_live = self.ledger.is_live
+        behind = not self.features.has_free(2, is_live) and self.maps.has_free(2, is_live)
+        second = self.next_accepted() if behind else None
         if second is not None and self._score_pair(first, second):
             return
         self.work(first)
