@@ -129,13 +129,9 @@ def _engine() -> str:
 
 
 def _check_line(path: Path) -> str:
-    from edge.config import load_line
-    from edge.supervisor.plan import read_model
+    from edge.commands.run import check_line
 
-    line = load_line(path)
-    for bundle in dict.fromkeys(line.bundle_of(camera) for camera in line.camera):
-        read_model(bundle)
-    return f"{path}: {len(line.camera)} cameras, nothing to object to"
+    return check_line(path)[-1]
 
 
 def _self_test() -> str:

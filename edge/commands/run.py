@@ -28,7 +28,7 @@ def command(line: Path, check: bool, runtime: Path | None, state: Path | None, l
     """
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="edge[%(name)s] %(levelname)s: %(message)s")
     if check:
-        _check(line)
+        click.echo("\n".join(check_line(line)))
         return
     from edge.supervisor.daemon import Daemon
 
@@ -47,12 +47,14 @@ class _Stopped(EdgeError):
         super().__init__(f"the daemon stopped: {self.exit_code.name} ({code}); the reason stands above")
 
 
-def _check(path: Path) -> None:
+def check_line(path: Path) -> list[str]:
+    """Check a line file and load every bundle it names; a line of text for each, and a closing one.
+
+    Raises ConfigError, BundleError."""
     from edge.config import load_line
     from edge.supervisor.plan import read_model
 
     line = load_line(path)
-    for bundle in dict.fromkeys(line.bundle_of(camera) for camera in line.camera):
-        model = read_model(bundle)
-        click.echo(f"{bundle}: {model.method}, {model.size[1]} x {model.size[0]}, {model.precision}")
-    click.echo(f"{path}: {len(line.camera)} cameras; nothing to object to")
+    models = [read_model(bundle) for bundle in dict.fromkeys(line.bundle_of(camera) for camera in line.camera)]
+    told = [f"{m.bundle}: {m.method}, {m.size[1]} x {m.size[0]}, {m.precision}" for m in models]
+    return [*told, f"{path}: {len(line.camera)} cameras; nothing to object to"]
