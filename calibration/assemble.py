@@ -120,7 +120,7 @@ def assemble(out: Path, work: Work, frames_per_second: float, progress: Progress
         tail=constants.tail,
         score=constants.score,
         calibration=constants.info,
-        provenance=_provenance(work),
+        provenance=_provenance(work, _fit_seconds(clock.seconds, fitted.details)),
         split=work.split,
     )
     refit = fitted.refit if options.keep_refit and fitted.refit else None
@@ -199,7 +199,16 @@ def _unusual(constants: Constants, names: list[str]) -> tuple[tuple[str, float],
     return tuple((names[i], float(scores[i])) for i in first)
 
 
-def _provenance(work: Work) -> Provenance:
+def _fit_seconds(seconds: dict[str, float], details: dict[str, object]) -> float | None:
+    """The time of the whole fit, or None where this run did not do the whole of it: a refit, which passes no picture
+    through the backbone, and a training that went on from a checkpoint."""
+    resumed = details.get("resumed_at_step", 0)
+    if "backbone" not in seconds or any(resumed.values() if isinstance(resumed, dict) else (resumed,)):
+        return None
+    return sum(seconds.values())
+
+
+def _provenance(work: Work, fit_seconds: float | None) -> Provenance:
     hashes = sorted(picture.sha256 for picture in work.split.fitted)
     try:
         version = metadata.version("edge-inspect")
@@ -211,4 +220,5 @@ def _provenance(work: Work) -> Provenance:
         runtime=work.source.runtime,
         pictures=len(hashes),
         pictures_sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        fit_seconds=fit_seconds,
     )

@@ -12,8 +12,11 @@ from typing import Any
 from calibration import Progress, no_progress
 from calibration.datasets import SEEDED, Split, TestItem, file_sha256, load_split, read_mask
 from calibration.features import Taps, Worker, run_pictures
+from calibration.methods import fitter_of
 from calibration.metrics import PixelPool, image_auroc
-from edge.bundle import Bundle, load_bundle
+from calibration.published import identify
+from calibration.timing import Timing, time_scoring
+from edge.bundle import REFIT, Bundle, Manifest, load_bundle
 from edge.errors import DataError
 from edge.heads.scorer import RULES, Scored, Scorer, image_score
 from engines import open_engine
@@ -48,11 +51,35 @@ class KindScore:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """What was evaluated, from the bundle's manifest, and what it costs.
+
+    backbone: its name, None for a method without one; input_size: (height, width) in pixels; settings: the method's
+    own, by which two bundles of one method differ; training_seed: None for a method that is not trained. bundle_sha256:
+    the manifest's checksum, which covers every file. bundle_bytes: all files; refit_bytes: those of them that only a
+    refit needs. fit_seconds: None where the bundle does not know. timing: of one picture on one thread."""
+
+    method: str
+    backbone: str | None
+    precision: str
+    runtime: str
+    input_size: tuple[int, int]
+    settings: dict[str, Any]
+    training_seed: int | None
+    pictures: int
+    bundle_sha256: str
+    bundle_bytes: int
+    refit_bytes: int
+    fit_seconds: float | None
+    timing: Timing | None
+
+
+@dataclass(frozen=True)
 class EvalReport:
     """The figures of one evaluation; see :mod:`calibration.metrics` for the definitions. None where a
     figure does not exist (no masks, no good pictures). rules: image AUROC by each score rule, side by
     side. unmasked: defective pictures without a mask, left out of the pixel figures. texture: MVTec's
-    class, None elsewhere."""
+    class, None elsewhere. dataset, category: see :func:`calibration.published.identify`."""
 
     bundle: Path
     data: Path
@@ -73,6 +100,9 @@ class EvalReport:
     skipped: tuple[str, ...]
     texture: bool | None
     seconds: float
+    dataset: str
+    category: str
+    fitted: Fitted
 
     def as_json(self) -> dict[str, Any]:
         """Plain types for ``--json``."""
@@ -162,6 +192,7 @@ def _run(
     pictures: list[PictureScore] = []
     with ExitStack() as undo:
         crew: list[Worker[Scored]] = []
+        scorers: list[Scorer] = []
         for _ in range(max(1, min(workers, len(split.test)))):
             scorer = Scorer(bundle)
             engine = open_engine(
@@ -173,6 +204,7 @@ def _run(
             )
             undo.callback(engine.close)
             crew.append(Worker(engine, _scoring(scorer)))
+            scorers.append(scorer)
         threshold, size = scorer.threshold, scorer.size
         paths = [item.path for item in split.test]
         for index, scored in run_pictures(
@@ -187,6 +219,8 @@ def _run(
                 continue
             mask = read_mask(item.mask, size, split.mask_limit) if item.mask is not None else None
             pool.add(scored.map, mask)
+        # Not before: the workers are done, and nothing else of this process runs.
+        fitted = _fitted(manifest, crew[0].engine.info.runtime, time_scoring(crew[0].engine, scorers[0], paths))
     progress(0, 1, "metrics")
     pixels = pool.metrics()
     progress(1, 1, "metrics")
@@ -196,6 +230,7 @@ def _run(
         for rule in RULES
         if pictures and rule in pictures[0].parts
     }
+    dataset, category = identify(split.layout, split.root.resolve().name)
     return EvalReport(
         bundle=bundle.path,
         data=split.root,
@@ -216,6 +251,35 @@ def _run(
         skipped=tuple(skipped),
         texture=split.root.resolve().name in TEXTURES if split.layout == "mvtec" else None,
         seconds=time.perf_counter() - started,
+        dataset=dataset,
+        category=category,
+        fitted=fitted,
+    )
+
+
+_UNTOLD = frozenset({"seed", "resume", "minutes", "device", "resident"})  # change no figure, or are told elsewhere
+
+
+def _fitted(manifest: Manifest, runtime: str, timing: Timing | None) -> Fitted:
+    fitter = fitter_of(manifest.method)
+    spec, files = manifest.spec, manifest.files
+    told = ("layers", "detection", "variance", "pool", *fitter.settings.model_fields)
+    seed = spec.get("seed")
+    return Fitted(
+        method=manifest.method,
+        backbone=manifest.backbone.name if fitter.needs_graph else None,
+        precision=manifest.backbone.precision,
+        runtime=runtime,
+        input_size=(manifest.input.height, manifest.input.width),
+        settings={name: spec[name] for name in told if name in spec and name not in _UNTOLD}
+        | {"score": manifest.score.rule},
+        training_seed=seed if isinstance(seed, int) else None,
+        pictures=manifest.provenance.pictures,
+        bundle_sha256=manifest.checksum,
+        bundle_bytes=sum(file.size for file in files.values()),
+        refit_bytes=files[REFIT].size if REFIT in files else 0,
+        fit_seconds=manifest.provenance.fit_seconds,
+        timing=timing,
     )
 
 

@@ -49,7 +49,7 @@ def fit_bundle(
     """Fit a bundle on good pictures and write it atomically to ``out`` (a folder, or a .zip).
 
     good: a split (its ``good`` pictures; the bundle remembers the split) or paths. graph: the backbone's ONNX
-    bytes, named ``backbone``; None for a method that works on pictures alone, which then get ``input_size`` (h, w).
+    bytes, named ``backbone``; not used by a method that works on pictures alone, which then get ``input_size`` (h, w).
     Deterministic: the same pictures and options give the same arrays and thresholds.
 
     Raises DataError (pictures too few, unreadable, all alike; options that cannot work), EngineError,
@@ -60,6 +60,8 @@ def fit_bundle(
     fitter = fitter_of(options.method)
     if graph is None and fitter.needs_graph:
         raise DataError(f"{options.method} works on a backbone's features: name one with --backbone")
+    if not fitter.needs_graph:
+        graph, backbone = None, "none"
     out = Path(out)
     split = good if isinstance(good, Split) else _split_of(good)
     _enough(len(split.good))

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from calibration.checkpoints import Checkpoints
+from calibration.graph_maps import level_maps
 from calibration.methods import (
     F32,
-    PICTURES,
     Defaults,
-    Indices,
     Job,
     MethodFit,
     OwnGraph,
@@ -33,12 +32,12 @@ from calibration.methods import (
     settings_of,
 )
 from calibration.options import FitOptions
-from calibration.training import Schedule, Trained, import_torch, report_to, train
+from calibration.training import Schedule, Trained, choose_device, import_torch, report_to, train
 from edge.bundle import TapInfo
 from edge.errors import DataError
 from edge.heads.hfra import printed_weights
 from edge.heads.tail import TailSpec
-from engines import EngineError, open_engine
+from engines import EngineError
 from engines.decoder_graph import level_factors, residual_name, write_decoder_graph
 from engines.graph import import_onnx
 
@@ -78,6 +77,7 @@ class HfraFitter:
         calibrations=("holdout",),  # folds would be ten trainings
         tail=TailSpec(fuse="sum", smooth="gauss", sigma=4.0),
         mapped=True,
+        probe={"epochs": 1},
     )
 
     def check(self, options: FitOptions) -> None:
@@ -114,8 +114,8 @@ class HfraFitter:
         )
         held = job.held if job.held is not None else job.train
         few = job.train[:: max(1, len(job.train) // SCALING_PICTURES)]
-        calibrating = Unseen(_maps(job, graph, taps, held), None)
-        scaling = Unseen(_maps(job, graph, taps, few), None)
+        calibrating = Unseen(level_maps(job, graph, taps, held, "held-out pictures"), None)
+        scaling = Unseen(level_maps(job, graph, taps, few, "fitted pictures"), None)
         spec: dict[str, object] = {"levels": list(levels), "weights": settings.weights, "mid": settings.mid}
         spec |= {f"shape_{tap.name}": [1, tap.height, tap.width] for tap in taps}
         spec |= {"epochs": settings.epochs, "batch": settings.batch, "lr": settings.lr, "decay": settings.decay}
@@ -144,7 +144,7 @@ class HfraFitter:
 def _train(job: Job, settings: HfraSettings, shapes: Mapping[str, Shape]) -> tuple[dict[str, F32], Trained]:
     """The folded weights of a trained decoder."""
     import_torch()
-    from calibration.hfra_network import Decoder, DecoderTask, choose_device
+    from calibration.hfra_network import Decoder, DecoderTask
 
     seed = _seed(job, settings)
     try:
@@ -191,23 +191,6 @@ def _identity(job: Job, settings: HfraSettings, features: Stored) -> dict[str, o
 
 def _seed(job: Job, settings: HfraSettings) -> int:
     return job.options.seed if settings.seed is None else settings.seed
-
-
-def _maps(job: Job, graph: bytes, taps: tuple[TapInfo, ...], rows: Indices) -> list[F32]:
-    """The level maps of these pictures as the daemon will compute them: one by one, in the bundle's precision."""
-    runtime = job.source.runtime.split()[0]
-    names = [tap.name for tap in taps]
-    engine = open_engine(graph, runtime=runtime, precision=job.source.backbone.precision, threads=1, taps=names)
-    try:
-        maps = [np.empty((len(rows), tap.height, tap.width), np.float32) for tap in taps]
-        for done, row in enumerate(rows):
-            found = engine.infer(job.stored[PICTURES][row][None])
-            for level, name in zip(maps, names, strict=True):
-                level[done] = found[name][0, 0]
-            job.progress(done + 1, len(rows), "held-out pictures")
-        return maps
-    finally:
-        engine.close()
 
 
 def _tail(job: Job, settings: HfraSettings, shapes: Mapping[str, Shape]) -> TailSpec:

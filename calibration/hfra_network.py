@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from calibration.training import Indices
-from edge.errors import DataError
 from engines.decoder_graph import BLOCKS, EPS, SLOPE
 
 Shape = tuple[int, int, int]
@@ -129,14 +128,6 @@ class DecoderTask:
             for layer in self.module.layers
         }
         return loss_of(batch, self.module(batch[self.module.layers[-1]]))
-
-
-def choose_device(name: str) -> str:
-    """``auto``: a GPU where torch sees one, else the CPU. Raises DataError for a GPU that it does not see."""
-    seen = torch.cuda.is_available()
-    if name == "cuda" and not seen:
-        raise DataError("torch sees no GPU here; train with device=cpu (slower, the same method)")
-    return ("cuda" if seen else "cpu") if name == "auto" else name
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from calibration.options import FitOptions
 
 FITTERS: dict[str, str] = {
+    "fair": "calibration.fair:FairFitter",
     "fre": "calibration.fre:FreFitter",
+    "grad": "calibration.grad:GradFitter",
     "hfra": "calibration.hfra:HfraFitter",
     "sgfr": "calibration.sgfr:SgfrFitter",
 }
@@ -58,7 +60,9 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 @dataclass(frozen=True)
 class Defaults:
     """What a fit does where nothing was asked for. calibrations: those that the method can do. mapped: what is kept
-    of the pictures may lie in a file where memory does not do, as the fit takes a few pictures at a time."""
+    of the pictures may lie in a file where memory does not do, as the fit takes a few pictures at a time. probe:
+    settings of the shortest training there is, to learn what a picture will cost before training for real; empty where
+    a fit takes seconds anyway."""
 
     layers: tuple[str, ...]
     rule: Rule
@@ -66,6 +70,7 @@ class Defaults:
     calibrations: tuple[How, ...]
     tail: TailSpec
     mapped: bool = False
+    probe: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def count_components(eigenvalues: F64, variance: float) -> int:
     return min(rank, int(np.searchsorted(share, variance, side="right")) + 1)
 
 
+def eigenvalues(gram_matrix: F64) -> F64:
+    """Eigenvalues of a Gram matrix, descending, not below 0: float64 [N]."""
+    return _eigen(gram_matrix)[0]
+
+
 def recentre(gram_matrix: F64) -> F64:
     """The Gram matrix of the same pictures centred by their own mean, whatever centre they had before."""
     rows = gram_matrix.mean(axis=1, keepdims=True)

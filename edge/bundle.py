@@ -118,6 +118,9 @@ class Provenance(_Model):
     runtime: str  # the engine that gave the features
     pictures: int = Field(ge=1)
     pictures_sha256: str = Sha256  # over the sorted hashes of the fitted pictures
+    # Wall time of the whole fit, pictures to thresholds; None where that is not known: older bundles, a refit, a
+    # training that was interrupted.
+    fit_seconds: float | None = Field(default=None, ge=0)
 
 
 class FileInfo(_Model):

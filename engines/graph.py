@@ -7,7 +7,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,6 +220,25 @@ class GraphBuilder:
             raise ValueError(f"constant {key} is given twice")
         self._constants[key] = np.ascontiguousarray(array, dtype=np.float32)
         return key
+
+    def constant(self, key: str, array: Floats) -> str:
+        """A float32 constant called ``key``, for :meth:`apply`."""
+        return self._constant(key, array)
+
+    def integers(self, key: str, values: Sequence[int]) -> str:
+        """An int64 constant [len(values)] called ``key``, for :meth:`apply`: a node, as the graph's own constants are
+        floats."""
+        self._node("Constant", [], key, value_ints=[int(value) for value in values])
+        return key
+
+    def apply(
+        self, op: str, inputs: Sequence[Value | str], name: str, shape: tuple[int, int, int], **attributes: Any
+    ) -> Value:
+        """Any other operator: its output, called ``name``, is [batch, *shape]. ``build`` checks types, not this
+        shape."""
+        names = [each.name if isinstance(each, Value) else each for each in inputs]
+        self._node(op, names, name, **attributes)
+        return Value(name, *shape)
 
 
 def read_constants(data: bytes) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:

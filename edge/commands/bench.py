@@ -135,6 +135,33 @@ def pipeline_command(
     report.give(result, pipeline_table)
 
 
+@command.command("heads")
+@_rounds
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(["fre", "sgfr"]),
+    multiple=True,
+    help="Head to measure on random arrays of real size; repeatable.  [default: both]",
+)
+@click.option("--bundle", type=click.Path(path_type=Path), help="Measure this bundle's head on its own arrays instead.")
+@_json
+def heads_command(rounds: int | None, methods: tuple[str, ...], bundle: Path | None, json_target: str | None) -> None:
+    """Time heads against a plain read of what they must read, and OMP against scikit-learn's.
+
+    One thread. Takes a minute and 3 GB of memory; with scikit-learn absent (extra dev) that comparison is left out.
+    """
+    from edge.bench import heads
+    from edge.commands.common import progress_bar
+
+    if bundle is not None and methods:
+        raise click.UsageError("--bundle names the head by itself; leave --method out")
+    report = _Report("heads", json_target)
+    with progress_bar() as progress:
+        result = heads.measure(methods or heads.METHODS, bundle, rounds or heads.ROUNDS, progress)
+    report.give(result, heads.heads_table)
+
+
 def _fit(folder: Path, size: tuple[int, int], good: int) -> Path:
     """A bundle of the built-in backbone, fitted on parts of the synthetic line that its cameras do not show."""
     from calibration.datasets import good_folder

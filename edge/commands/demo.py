@@ -23,6 +23,12 @@ FPS = 15.0
 DEFECT_RATE = 0.06
 GOOD_SEED = 1
 START_S = 120.0
+SHORT: dict[str, dict[str, object]] = {
+    "fair": {"width": 8, "epochs": 12, "lr": 3e-3},
+    "grad": {"abnormal_epochs": 2, "epochs": 4},
+    "hfra": {"epochs": 8},
+}
+"""Trainings short enough to watch: minutes. The methods' defaults take longer and see more."""
 
 
 @click.command("demo")
@@ -68,6 +74,7 @@ def _fit(parts: Path, bundle: Path, good: int, method: str) -> None:
     from edge.commands.fit import print_report
     from engines import builtin_graph
 
+    options = FitOptions(method=method, settings=SHORT.get(method, {})).resolved()  # torch missing? now, not later
     with engine_errors(), progress_bar() as progress:
         done = [0]
 
@@ -77,12 +84,14 @@ def _fit(parts: Path, bundle: Path, good: int, method: str) -> None:
 
         write_part_dataset(parts, good=good, test_good=0, test_defects=3, seed=GOOD_SEED, on_picture=drawn)
         click.echo(f"{good} good parts drawn into {parts}")
+        if method in SHORT:
+            click.echo(f"training {method} for a few minutes; edge fit would train it longer")
         report = fit_bundle(
             good_folder(parts / "train"),
             bundle,
             graph=builtin_graph(),
             backbone="builtin",
-            options=FitOptions(method=method),
+            options=options,
             frames_per_second=FPS * len(CAMERAS),
             progress=progress,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 
-METHODS = ["fre", "hfra", "sgfr"]  # as edge.heads has them, whose import --help need not wait for
+METHODS = ["fair", "fre", "grad", "hfra", "sgfr"]  # as edge.heads has them, whose import --help need not wait for
+AUTO = "auto"
 LAYOUTS = ["folder", "mvtec", "mtd", "btad", "visa"]
 
 
@@ -44,7 +46,24 @@ class RateType(click.ParamType):
 @click.command("fit")
 @click.option("--good", required=True, type=click.Path(path_type=Path), help="Folder of good pictures, or a data set.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle to write (a folder, or .zip).")
-@click.option("--method", type=click.Choice(METHODS), default="fre", show_default=True, help="The head.")
+@click.option(
+    "--method",
+    type=click.Choice([*METHODS, AUTO]),
+    default="fre",
+    show_default=True,
+    help="The head; auto: try them on defects drawn on good pictures, and choose.",
+)
+@click.option(
+    "--budget-ms", type=click.FloatRange(0, min_open=True), help="auto: milliseconds a picture may take on one core."
+)
+@click.option("--candidates", help="auto: heads to try, comma-separated.  [default: all]")
+@click.option(
+    "--trial-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=15.0,
+    show_default=True,
+    help="auto: longest training tried.",
+)
 @click.option(
     "--set",
     "settings",
@@ -104,8 +123,15 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
     from calibration.methods import fitter_of
     from calibration.options import FitOptions
     from edge.commands.common import engine_errors, progress_bar, write_json
-    from engines.export import export_backbone
 
+    size = (given["size"], given["size"])
+    split = load_split(good, given["layout"], given["seed"]) if given["layout"] else good_folder(good)
+    chosen = None
+    if given["method"] == AUTO:
+        chosen = select(split, out, size, given)
+        given["method"] = chosen.chosen
+    elif given["budget_ms"] is not None or given["candidates"]:
+        raise click.UsageError("--budget-ms and --candidates belong to --method auto")
     settings = dict(given["settings"])
     if "resume" in fitter_of(given["method"]).settings.model_fields:
         settings.setdefault("resume", str(out.parent / f"{out.name}.training"))
@@ -122,15 +148,8 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
         keep_refit=not given["no_refit_data"],
     )
     options = asked.resolved()
-    fitter = fitter_of(options.method)
-    seed = given["seed"]
-    split = load_split(good, given["layout"], seed) if given["layout"] else good_folder(good)
     with engine_errors(), progress_bar() as progress:
-        size = (given["size"], given["size"])
-        graph = None
-        if fitter.needs_graph:
-            taps = fitter.taps(options)
-            graph = export_backbone(given["backbone"], given["weights"], input_size=size, taps=taps)
+        graph = graph_of(given["backbone"], given["weights"], size, options)
         report = fit_bundle(
             split,
             out,
@@ -146,9 +165,75 @@ def command(good: Path, out: Path, json_target: str | None, **given: Any) -> Non
     if "resume" in settings:
         discard(Path(settings["resume"]))  # the bundle is written: there is nothing to go on with
     if json_target:
-        write_json(json_target, report.as_json())
+        write_json(json_target, report.as_json() | ({"selection": asdict(chosen)} if chosen else {}))
     if json_target != "-":
         print_report(report)
+
+
+def graph_of(backbone: str, weights: Path | None, size: tuple[int, int], options: Any) -> bytes | None:
+    """The backbone's ONNX with the taps that the options' method reads; None for a method without one."""
+    from calibration.methods import fitter_of
+    from engines.export import export_backbone
+
+    fitter = fitter_of(options.method)
+    if not fitter.needs_graph:
+        return None
+    return export_backbone(backbone, weights, input_size=size, taps=fitter.taps(options))
+
+
+def select(split: Any, out: Path, size: tuple[int, int], given: dict[str, Any]) -> Any:
+    """Choose the method (:func:`calibration.selection.select_method`) and print the table it was chosen from."""
+    from calibration.options import FitOptions
+    from calibration.selection import select_method
+    from edge.bundle_files import check_target
+    from edge.commands.common import engine_errors, progress_bar
+
+    own = ("settings", "layers", "score", "calibration")
+    if any(given[name] for name in own):
+        raise click.UsageError(
+            "--set, --layers, --score and --calibration belong to one method; auto keeps the defaults"
+        )
+    check_target(out)
+    with engine_errors(), progress_bar() as progress:
+        chosen = select_method(
+            split,
+            out.absolute().parent,
+            graphs=lambda options: graph_of(given["backbone"], given["weights"], size, options),
+            backbone=given["backbone"],
+            options=FitOptions(false_alarms=given["false_alarms"]),
+            budget_ms=given["budget_ms"],
+            candidates=given["candidates"].split(",") if given["candidates"] else None,
+            trial_minutes=given["trial_minutes"],
+            input_size=size,
+            precision=given["precision"],
+            skip_unreadable=given["skip_unreadable"],
+            progress=progress,
+        )
+    print_selection(chosen)
+    return chosen
+
+
+def print_selection(chosen: Any) -> None:
+    """The trials of a choice (:class:`calibration.selection.Selection`) as a table, and its reason; on stderr, so that
+    ``--json -`` stays alone."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from edge.commands.common import percent
+
+    kinds = next((list(trial.auroc) for trial in chosen.trials if trial.auroc), [])
+    pastes = next((list(trial.pasted) for trial in chosen.trials if trial.pasted), [])
+    table = Table("head", "fit s", "ms", *kinds, "mean", *pastes, "")
+    for trial in chosen.trials:
+        times = [f"{value:.1f}" if value is not None else "-" for value in (trial.seconds, trial.milliseconds)]
+        figures = [percent(trial.auroc[kind]) if trial.auroc else "-" for kind in kinds]
+        beside = [percent(trial.pasted[kind]) if trial.pasted else "-" for kind in pastes]
+        table.add_row(trial.method, *times, *figures, percent(trial.mean), *beside, trial.left_out or "")
+    console = Console(stderr=True)
+    console = console if console.is_terminal else Console(stderr=True, width=160)
+    console.print(f"image AUROC on defects drawn on {chosen.judged} good pictures that no head was fitted on:")
+    console.print(table)
+    console.print(f"chosen: {chosen.chosen} ({chosen.why})")
 
 
 def print_settings(ctx: click.Context, method: str | None) -> None:

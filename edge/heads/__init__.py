@@ -37,7 +37,9 @@ Spec = Mapping[str, Any]
 """Flat settings of a head: strings, numbers and lists of them, as stored in the bundle's manifest."""
 
 METHODS: dict[str, str] = {
+    "fair": "edge.heads.graph_maps:FairHead",
     "fre": "edge.heads.fre:FreHead",
+    "grad": "edge.heads.graph_maps:GradHead",
     "hfra": "edge.heads.graph_maps:HfraHead",
     "sgfr": "edge.heads.sgfr:SgfrHead",
 }

@@ -38,8 +38,7 @@ class Bank:
         self.rows = rows
         self.count, self.size = rows.shape
         self._half = rows.dtype == np.float16
-        self._scratch = aligned_empty((max(_BLOCK_VALUES, self.count),)) if self._half else None
-        self._picked = None if self._half else aligned_empty((_BLOCK_VALUES,))
+        self._scratch = aligned_empty((max(_BLOCK_VALUES, self.count) if self._half else 0,))
 
     def correlate(self, pictures: Sequence[Array]) -> F64:
         """x_n^T y of every row and picture (float32 [D] each): float64 [B, N]. The rows are read once."""
@@ -59,8 +58,11 @@ class Bank:
         """x_n^T y of some rows and one picture: float64 [len(rows)]."""
         total = np.zeros(len(rows))
         if not self._half:
-            for place, row in enumerate(rows):
-                total[place] = dot(self.rows[row], picture)
+            # Part after part: that of the picture stays in the cache for all rows.
+            for start in range(0, self.size, _PART):
+                part = picture[start : start + _PART]
+                for place, row in enumerate(rows):
+                    total[place] += self.rows[row, start : start + _PART] @ part
             return total
         step = self._step(len(rows))
         for start in range(0, self.size, step):
@@ -86,19 +88,10 @@ class Bank:
         return self._widened(part) if self._half else part
 
     def _some_rows(self, rows: Indices, columns: slice) -> Array:
-        if self._half:
-            return self._widened(self.rows[rows, columns])
-        first = self.rows[0, columns]
-        assert self._picked is not None
-        if len(rows) * len(first) > len(self._picked):
-            self._picked = aligned_empty((len(rows) * len(first),))
-        block = self._picked[: len(rows) * len(first)].reshape(len(rows), len(first))
-        for place, row in enumerate(rows):
-            block[place] = self.rows[row, columns]
-        return block
+        part = self.rows[rows, columns]  # gathered, in blocks that stay in the cache
+        return self._widened(part) if self._half else part
 
     def _widened(self, part: NDArray[Any]) -> Array:
-        assert self._scratch is not None
         if part.size > len(self._scratch):
             self._scratch = aligned_empty((part.size,))
         block: Array = self._scratch[: part.size].reshape(part.shape)

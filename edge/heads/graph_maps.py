@@ -5,6 +5,7 @@ Nothing is left to compute but the shared tail; what remains is to refuse what i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ class GraphMapsHead:
     arrays: none, the weights are in the graph."""
 
     method = "graph_maps"
+    levels = re.compile(r".+")
+    """Names that the method's level maps have: another method's graph is refused, and not scored as this one's."""
 
     def __init__(self, spec: Spec, arrays: Mapping[str, NDArray[Any]]) -> None:
         try:
@@ -32,6 +35,9 @@ class GraphMapsHead:
             ) from None
         if not self.taps or len(set(self.taps)) != len(self.taps):
             raise HeadError(f"the {self.method} head needs one or several different levels, not {list(self.taps)}")
+        foreign = [name for name in self.taps if not self.levels.fullmatch(name)]
+        if foreign:
+            raise HeadError(f"{foreign[0]!r} is no level map of {self.method}: the bundle is another method's")
         if any(len(shape) != 3 or shape[0] != 1 or min(shape) < 1 for shape in self._shapes.values()):
             raise HeadError(f"the {self.method} head's level maps must be [1, h, w]: {self._shapes}")
         if arrays:
@@ -63,8 +69,25 @@ class GraphMapsHead:
         return level
 
 
+class FairHead(GraphMapsHead):
+    """FAIR: ``gradient`` and ``color``, how far the restored picture is from the one seen (see
+    :mod:`edge.heads.fair`)."""
+
+    method = "fair"
+    levels = re.compile("gradient|color")
+
+
+class GradHead(GraphMapsHead):
+    """GRAD: ``residual``, the length of what the refined reconstruction leaves of a feature (see
+    :mod:`edge.heads.grad`)."""
+
+    method = "grad"
+    levels = re.compile("residual")
+
+
 class HfraHead(GraphMapsHead):
     """HFRA: ``residual_<layer>``, 1 minus the cosine between a feature and its reconstruction (see
     :mod:`edge.heads.hfra`)."""
 
     method = "hfra"
+    levels = re.compile("residual_.+")

@@ -37,6 +37,16 @@ class Pursuit:
     support: Indices
     coefficients: F64
     energy: float
+    betas: F64 | None = None  # by how much each atom shortened e, signed [k]
+    upper: F64 | None = None  # L^T of G[S, S], [k, k]
+
+    def first(self, atoms: int) -> Pursuit:
+        """The pursuit that would have stopped after at most ``atoms``: greedy, it begins with the same choices."""
+        if atoms >= len(self.support) or self.betas is None or self.upper is None:
+            return self
+        betas, upper = self.betas[:atoms], self.upper[:atoms, :atoms]
+        energy = self.energy + float(self.betas[atoms:] @ self.betas[atoms:])
+        return Pursuit(self.support[:atoms], _solve(upper, betas), energy, betas, upper)
 
 
 def pursue(
@@ -65,17 +75,17 @@ def pursue(
     left = np.array(correlations, np.float64)  # x_j^T e
     square = gram.diagonal().copy()  # squared distance of x_j to the span of S
     least = DEPENDENT * square
-    usable = square > 0
+    barred = np.where(square > 0, 0.0, -np.inf)
     if forbidden is not None:
-        usable[forbidden] = False
+        barred[forbidden] = -np.inf
     stop = energy * eps * eps
     rest = float(energy)
     chosen = 0
     while chosen < atoms and rest > stop:
-        index = _pick(left, usable, selection, lengths)
+        index = _pick(left, barred, selection, lengths)
         if index is None:
             break
-        usable[index] = False
+        barred[index] = -np.inf
         if not square[index] > least[index]:
             continue
         row = rows[chosen]
@@ -93,26 +103,28 @@ def pursue(
         rest -= beta * beta
         betas[chosen], support[chosen] = beta, index
         chosen += 1
-    support = support[:chosen].copy()
-    # V[:, S] = L^T, upper triangular: its last unknown first.
-    upper = rows[:chosen, support]
-    coefficients = np.empty(chosen)
-    for k in range(chosen - 1, -1, -1):
+    support, betas = support[:chosen].copy(), betas[:chosen]
+    upper = rows[:chosen, support]  # V[:, S] = L^T
+    return Pursuit(support, _solve(upper, betas), max(rest, 0.0), betas, upper)
+
+
+def _solve(upper: F64, betas: F64) -> F64:
+    """c with upper c = betas: the last unknown first."""
+    coefficients = np.empty(len(betas))
+    for k in range(len(betas) - 1, -1, -1):
         coefficients[k] = (betas[k] - upper[k, k + 1 :] @ coefficients[k + 1 :]) / upper[k, k]
-    return Pursuit(support, coefficients, max(rest, 0.0))
+    return coefficients
 
 
-def _pick(left: F64, usable: NDArray[np.bool_], selection: Selection, lengths: F64 | None) -> int | None:
-    values = np.abs(left) if selection == "abs" else left
+def _pick(left: F64, barred: F64, selection: Selection, lengths: F64 | None) -> int | None:
+    values = np.abs(left) if selection == "abs" else left.copy()
     if lengths is not None:
-        values = values / lengths
-    values = np.where(usable, values, -np.inf)
-    index = int(values.argmax())
-    largest = values[index]
+        values /= lengths
+    values += barred
+    largest = float(values.max())
     if largest == -np.inf:
         return None
-    near = values[:index] >= largest - TIED * abs(largest)
-    return int(near.argmax()) if near.any() else index
+    return int(np.argmax(values >= largest - TIED * abs(largest)))
 
 
 def lengths_of(gram: F64) -> F64:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge.errors import HeadError
@@ -74,17 +75,32 @@ def image_score(spec: ScoreSpec, parts: Mapping[str, float], rule: Rule | None =
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One picture's result.
-
-    score: >= 0, larger is more anomalous; p_value in [0, 1]; parts: the rules' values by name;
-    map: float32 [256, 256] (the bundle's size), >= 0, a view into ``out`` where the caller gave one.
-    """
+class Judged:
+    """One picture's verdict. score: >= 0, larger is more anomalous; p_value in [0, 1]; parts: the rules' values by
+    name."""
 
     score: float
     p_value: float
     parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scored(Judged):
+    """With its anomaly map: float32 [256, 256] (the bundle's size), >= 0, a view into ``out`` where the caller gave
+    one."""
+
     map: Array
+
+
+@runtime_checkable
+class Screening(Protocol):
+    """A head that has its norm without a map. gate: share of the threshold below which that is enough, or None."""
+
+    gate: float | None
+
+    def norms(self, taps: Mapping[str, Array]) -> NDArray[np.float64]:
+        """:attr:`edge.heads.Residuals.norms` up to rounding, cheaper; raises HeadError as the residuals do."""
+        ...
 
 
 class Scorer:
@@ -100,6 +116,9 @@ class Scorer:
         self.taps: tuple[str, ...] = self.head.taps
         self.threshold: float = manifest.calibration.threshold
         """A picture is anomalous when its score is larger; so is a pixel, against :attr:`pixel_threshold`."""
+        gate = self.head.gate if isinstance(self.head, Screening) and self.spec.rule == "norm" else None
+        self.gate: float | None = None if gate is None else gate * self.threshold
+        """Score below which :meth:`screen` makes no map; None: it makes all."""
         self.pixel_threshold: float = manifest.calibration.pixel_threshold
 
     def score(self, taps: Mapping[str, Array], out: Array | None = None) -> list[Scored]:
@@ -110,6 +129,24 @@ class Scorer:
         residuals = self.head.residuals(taps)
         maps, parts = score_parts(self.tail, residuals, out)
         return [self._judge(values, map_) for values, map_ in zip(parts, maps, strict=True)]
+
+    def screen(self, taps: Mapping[str, Array]) -> list[Judged | None]:
+        """The verdicts of pictures whose score lies below the gate, at a fraction of the cost of a map; None for the
+        others, which :meth:`score` must see, and for all where there is no gate.
+
+        Such a score differs from that of :meth:`score` by rounding; the gate lies far enough below the threshold that
+        no verdict can. Raises HeadError as :meth:`score` does."""
+        count = len(next(iter(taps.values()))) if taps else 0
+        if self.gate is None or not isinstance(self.head, Screening):
+            return [None] * count
+        return [self._screened(float(norm)) for norm in self.head.norms(taps)]
+
+    def _screened(self, norm: float) -> Judged | None:
+        parts = {"norm": norm}
+        score = image_score(self.spec, parts)
+        if self.gate is None or score >= self.gate:
+            return None
+        return Judged(score, self.calibrated.p_value(score), parts)
 
     def _judge(self, parts: dict[str, float], map_: Array) -> Scored:
         score = image_score(self.spec, parts)

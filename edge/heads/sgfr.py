@@ -113,21 +113,23 @@ class SgfrHead:
         levels = [np.empty((count, *self._taps[name].shape[1:]), np.float32) for name in self.layers]
         norms = np.empty(count)
         for i in range(count):
-            sampled: dict[str, Indices] = {}
+            pursuits: dict[str, Pursuit] = {}  # of the sampling taps, over their whole banks
             for level, layer, reference in zip(levels, self.layers, self.references, strict=True):
-                if reference and reference not in sampled:
+                if reference and reference not in pursuits:
                     inner, energy = correlations[reference][i], energies[reference][i]
-                    chosen = self._pursue(self._taps[reference], inner, energy, self.samples)
-                    sampled[reference] = np.sort(chosen.support)  # in the bank's order: ties go to its first
+                    pursuits[reference] = self._pursue(self._taps[reference], inner, energy, self.samples)
                 tap, picture = self._taps[layer], pictures[layer][i]
                 if reference:
-                    rows = sampled[reference]
+                    rows = np.sort(pursuits[reference].support)  # in the bank's order: ties go to its first
                     known = correlations.get(layer)
                     inner = tap.bank.correlate_rows(picture, rows) if known is None else known[i][rows]
                     found = self._pursue(tap, inner, energies[layer][i], self.atoms, rows)
                     support = rows[found.support]
                 else:
-                    found = self._pursue(tap, correlations[layer][i], energies[layer][i], self.atoms)
+                    if layer in pursuits and self.atoms <= self.samples:  # it was pursued already, and further
+                        found = pursuits[layer].first(self.atoms)
+                    else:
+                        found = self._pursue(tap, correlations[layer][i], energies[layer][i], self.atoms)
                     support = found.support
                 length = _residual_map(tap, picture, support, found.coefficients, level[i])
                 if layer == self.detection:

@@ -6,6 +6,7 @@ The methods differ here only in their :class:`TailSpec`; ``methods`` of the pape
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import cv2
@@ -27,6 +28,8 @@ class TailSpec(BaseModel):
         ``weights`` (sum of ``weights[l]`` M_l). One level is passed on as it is, whatever the rule.
     level_scale: every level is multiplied by its factor first (1 / its nominal mean, say); empty: not at all.
     tiny: per level, what keeps a zero in one level from killing a geometric mean (1e-12 x nominal mean).
+    upsample: bilinear; ``half_pixel`` samples at the centres of pixels, ``align_corners`` puts the corner values of a
+        level map on the corner pixels of the picture.
     smooth: ``none``, ``gauss`` (``sigma`` pixels, truncated at 4 sigma, symmetric reflection) or ``mean``
         (``kernel`` x ``kernel``, zero padding).
     score: ``max`` of the map, or ``pooled_max``: maximum of its ``pooled_kernel`` x ``pooled_kernel`` means.
@@ -35,7 +38,7 @@ class TailSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[int, int] = (256, 256)
-    upsample: Literal["half_pixel"] = "half_pixel"
+    upsample: Literal["half_pixel", "align_corners"] = "half_pixel"
     fuse: Literal["mean", "geometric", "sum", "weights"] = "geometric"
     weights: tuple[float, ...] = ()
     level_scale: tuple[float, ...] = ()
@@ -99,8 +102,11 @@ class Tail:
 
     def _upsample(self, level: Array, index: int, out: Array) -> None:
         height, width = self.spec.size
-        # INTER_LINEAR samples at half-pixel centres, as torch's bilinear with align_corners=False.
-        cv2.resize(level, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+        if self.spec.upsample == "align_corners":
+            np.matmul(_corners(level.shape[0], height) @ level, _corners(level.shape[1], width).T, out=out)
+        else:
+            # INTER_LINEAR samples at half-pixel centres, as torch's bilinear with align_corners=False.
+            cv2.resize(level, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
         if self.spec.level_scale:
             out *= np.float32(self.spec.level_scale[index])
 
@@ -142,3 +148,12 @@ class Tail:
         first, last = k // 2, (k - 1) - k // 2
         inside = self._scratch[first : out.shape[0] - last, first : out.shape[1] - last]
         return float(inside.max())
+
+
+@cache
+def _corners(short: int, long: int) -> Array:
+    """float32 [long, short]: a row of bilinear weights for each of ``long`` places from the first to the last of
+    ``short`` values, both ends included. The map of several values on one place is the first of them, as torch's."""
+    places = np.linspace(0.0, short - 1.0, long) if long > 1 else np.zeros(1)
+    weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(short)))
+    return np.ascontiguousarray(weights, np.float32)

@@ -84,12 +84,15 @@ class AlertStage(LinkStage):
 
     def handle(self, descriptor: Descriptor) -> None:
         camera = self.cameras.get(descriptor.camera)
-        verdict, payload = descriptor.verdict, descriptor.payload
-        if camera is None or verdict is None or payload is None:
+        verdict = descriptor.verdict
+        if camera is None or verdict is None:
             self.refuse(descriptor, Reason.ERROR, "its camera is not in the line file any more")
             return
         name = camera["name"]
         anomalous = verdict.score > verdict.threshold
+        if anomalous and descriptor.payload is None:  # the head leaves out maps of frames far below the threshold only
+            self.refuse(descriptor, Reason.ERROR, "it is anomalous, but came without an anomaly map")
+            return
         seen = Observation(
             "anomalous" if anomalous else "normal", verdict.p_value, descriptor.mono_ns, descriptor.wall_ns
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from edge.bundle import load_bundle
 from edge.errors import BundleError, HeadError
 from edge.heads import single_thread
-from edge.heads.scorer import Scored, Scorer
+from edge.heads.scorer import Judged, Scored, Scorer
 from edge.stages.base import STARVED_S, Forwarder, LinkStage
 from edge.wire.control import Control
 from edge.wire.descriptor import Descriptor, Verdict
@@ -80,19 +81,26 @@ class HeadStage(LinkStage):
             span.name: self.features.view(payload, (1, *span.shape), np.float32, span.offset)
             for span in self.layouts[model]
         }
-        target, slot = self._map_slot(descriptor, self.scorers[model].size)
+        scorer = self.scorers[model]
         try:
-            scored = self.scorers[model].score(taps, out=target[None])[0]
+            (screened,) = scorer.screen(taps)
+            if screened is not None:
+                self._forward(descriptor, None, screened, scorer.threshold)
+                return
+            target, slot = self._map_slot(descriptor, scorer.size)
+            (scored,) = scorer.score(taps, out=target[None])
         except HeadError as error:
             self.refuse(descriptor, Reason.ERROR, str(error))
             return
-        self._forward(descriptor, slot, scored, self.scorers[model].threshold)
+        self._forward(descriptor, slot, scored, scorer.threshold)
 
     def _score_pair(self, first: Descriptor, second: Descriptor) -> bool:
         """Score two frames of one model together. False where that cannot be, or either is at fault: then each is
-        handled alone."""
+        handled alone. So are those of a gated model, most of which need no map."""
         model = self.cameras.get(first.camera)
         if model is None or model != self.cameras.get(second.camera) or not (first.payload and second.payload):
+            return False
+        if self.scorers[model].gate is not None:
             return False
         try:
             taps = {
@@ -120,11 +128,14 @@ class HeadStage(LinkStage):
         self.maps.loan(slot, descriptor.ticket)
         return self.maps.array(slot, size, np.float32), slot
 
-    def _forward(self, descriptor: Descriptor, slot: int, scored: Scored, threshold: float) -> None:
+    def _forward(self, descriptor: Descriptor, slot: int | None, judged: Judged, threshold: float) -> None:
+        """To the alert stage: with the map in ``slot``, or without one, for a frame far below the threshold."""
         assert descriptor.payload is not None
         self.features.check(descriptor.payload)
         self.features.release(descriptor.payload)
-        nbytes = scored.map.nbytes
-        ref = self.maps.commit(slot, descriptor.seq, descriptor.mono_ns, descriptor.wall_ns, nbytes)
-        verdict = Verdict(scored.score, scored.p_value, threshold, dict(scored.parts))
-        self.next.send(descriptor.with_payload(ref, verdict))
+        ref = None
+        if slot is not None and isinstance(judged, Scored):
+            nbytes = judged.map.nbytes
+            ref = self.maps.commit(slot, descriptor.seq, descriptor.mono_ns, descriptor.wall_ns, nbytes)
+        verdict = Verdict(judged.score, judged.p_value, threshold, dict(judged.parts))
+        self.next.send(replace(descriptor, payload=ref, verdict=verdict))

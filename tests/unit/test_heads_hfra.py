@@ -1,12 +1,27 @@
 """HFRA's arithmetic: NumPy reference, torch and the graph against each other, and the method's own oracles.
 
-Oracles of the method's description that are tested elsewhere: interrupted and repeated trainings in
-``test_calibration_training.py``; reflection and sigma of the blur, and the maximum as the score, for every method in
-``test_heads_tail.py``.
+Oracles of the method's description:
+
+1   test_the_residual_is_one_minus_the_cosine_and_half_the_squared_distance_of_unit_features,
+    test_the_residual_is_zero_only_for_positive_multiples
+2   test_the_loss_is_the_mean_over_levels_of_the_mean_over_positions_and_flat_at_the_goal
+3   test_printed_weights_give_the_printed_sum_also_after_the_blur
+4   test_shapes_and_the_backbones_constants_stay_what_they_are (the encoder is a frozen graph: nothing can train it)
+5   test_blocks_of_the_decoder
+6   test_eight_pictures_are_learnt_by_heart_and_a_swapped_block_stands_out
+7   test_cached_features_train_as_the_features_themselves_up_to_their_rounding
+8   test_folded_weights_in_numpy_give_what_torch_gives, test_the_graph_gives_what_numpy_and_torch_give_at_batch_1_and_4
+9   test_one_wide_level_learns_the_identity_and_one_narrow_channel_cannot
+10  test_the_score_is_the_largest_value_of_the_map_exactly,
+    test_printed_weights_give_the_printed_sum_also_after_the_blur
+
+Interrupted and repeated trainings are in ``test_calibration_training.py``; reflection and sigma of the blur, for every
+method, in ``test_heads_tail.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +42,16 @@ pytest.importorskip("onnx", reason="needs the extra fit")
 
 from calibration.hfra_network import Decoder, DecoderTask, loss_of, residual  # noqa: E402
 from calibration.training import Schedule, train  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take ten times as long over layers this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 LAYERS = ("layer1", "layer2", "layer3")
 SIZE = (64, 96)  # not square: a swapped height and width must show
@@ -255,19 +280,22 @@ def test_what_does_not_fit_is_one_clear_line(backbone: bytes) -> None:
 
 # The run-time head and the tail.
 
-SPEC = {"levels": ["a", "b"], "shape_a": [1, 4, 6], "shape_b": [1, 2, 3]}
+SPEC = {"levels": ["residual_a", "residual_b"], "shape_residual_a": [1, 4, 6], "shape_residual_b": [1, 2, 3]}
 
 
 def maps(batch: int) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(7)
-    return {"a": rng.random((batch, 1, 4, 6), np.float32), "b": rng.random((batch, 1, 2, 3), np.float32)}
+    return {
+        "residual_a": rng.random((batch, 1, 4, 6), np.float32),
+        "residual_b": rng.random((batch, 1, 2, 3), np.float32),
+    }
 
 
 def test_the_head_hands_the_maps_on_as_they_are() -> None:
     head, taps = load_head("hfra", SPEC, {}), maps(3)
     before = {name: tap.copy() for name, tap in taps.items()}
     found = head.residuals(taps)
-    assert head.taps == ("a", "b")
+    assert head.taps == ("residual_a", "residual_b")
     assert found.norms is None
     for name, level in zip(head.taps, found.levels, strict=True):
         assert np.shares_memory(level, taps[name])
@@ -278,19 +306,19 @@ def test_the_head_hands_the_maps_on_as_they_are() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-3])
 def test_what_is_no_level_map_is_refused(bad: float) -> None:
     taps = maps(2)
-    taps["b"][1, 0, 1, 2] = bad
-    with pytest.raises(HeadError, match="map b is not finite"):
+    taps["residual_b"][1, 0, 1, 2] = bad
+    with pytest.raises(HeadError, match="map residual_b is not finite"):
         load_head("hfra", SPEC, {}).residuals(taps)
 
 
 def test_maps_of_another_bundle_are_refused() -> None:
     head, taps = load_head("hfra", SPEC, {}), maps(2)
-    with pytest.raises(HeadError, match="no map 'b'; it gives a"):
-        head.residuals({"a": taps["a"]})
-    with pytest.raises(HeadError, match=r"map b is float32 \[2, 1, 4, 6\]"):
-        head.residuals({**taps, "b": taps["a"]})
+    with pytest.raises(HeadError, match="no map 'residual_b'; it gives residual_a"):
+        head.residuals({"residual_a": taps["residual_a"]})
+    with pytest.raises(HeadError, match=r"map residual_b is float32 \[2, 1, 4, 6\]"):
+        head.residuals({**taps, "residual_b": taps["residual_a"]})
     with pytest.raises(HeadError, match="float64"):
-        head.residuals({**taps, "b": taps["b"].astype(np.float64)})
+        head.residuals({**taps, "residual_b": taps["residual_b"].astype(np.float64)})
 
 
 @pytest.mark.parametrize(
@@ -299,9 +327,10 @@ def test_maps_of_another_bundle_are_refused() -> None:
         ({}, {}, "incomplete"),
         ({"layers": ["layer3"], "pool": 2}, {"mu_layer3": np.zeros(3)}, "incomplete"),
         (SPEC, {"mu_layer3": np.zeros(3)}, "mu_layer3 came with it"),
-        ({**SPEC, "shape_b": [2, 2, 3]}, {}, "must be"),
-        ({**SPEC, "levels": ["a", "a"]}, {}, "different levels"),
+        ({**SPEC, "shape_residual_b": [2, 2, 3]}, {}, "must be"),
+        ({**SPEC, "levels": ["residual_a", "residual_a"]}, {}, "different levels"),
         ({**SPEC, "levels": []}, {}, "different levels"),
+        ({"levels": ["gradient"], "shape_gradient": [1, 4, 6]}, {}, "'gradient' is no level map of hfra"),
     ],
 )
 def test_a_bundle_of_another_method_is_refused(spec: dict[str, Any], arrays: dict[str, Any], says: str) -> None:
@@ -320,6 +349,14 @@ def test_printed_weights_give_the_printed_sum_also_after_the_blur() -> None:
         [np.full((1, *size), 0.25, np.float32) for size in sizes]
     )
     np.testing.assert_allclose(uniform, 0.75, rtol=1e-5)
+
+
+def test_the_score_is_the_largest_value_of_the_map_exactly() -> None:
+    rng = np.random.default_rng(9)
+    tail = Tail(TailSpec(fuse="sum", smooth="gauss", sigma=4.0))
+    fused, score = tail.apply([rng.random((3, size, size), np.float32) for size in (64, 32, 16)])
+    assert fused.shape == (3, 256, 256)
+    assert [float(s) for s in score] == [float(m.max()) for m in fused]
 
 
 # What training reaches.

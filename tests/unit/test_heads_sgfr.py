@@ -1,4 +1,21 @@
-"""SGFR: the oracles of its method page (numbered as there), the fit's shortcuts, and what it refuses."""
+"""SGFR: the oracles of its method page (numbered as there), the fit's shortcuts, and what it refuses.
+
+1   test_pursuit_is_scikit_learns
+2   test_gram_form_is_the_direct_form, test_the_head_is_the_algorithm_in_float64
+3   test_sparse_combinations_of_incoherent_columns_are_recovered
+4   test_residuals_are_orthogonal_and_shrink_to_the_least_squares_one
+5   test_a_bank_column_is_rebuilt_by_itself_alone, test_a_bank_picture_has_an_empty_map
+6   test_scaling_a_picture_scales_its_reconstruction
+7   test_permuting_columns_permutes_the_support_and_permuting_rows_changes_nothing, test_a_batch_is_its_pictures
+8   test_sampling_all_is_sampling_none_and_sampling_itself_is_one_pursuit
+9   test_a_planted_patch_is_found_where_it_is
+10  test_signed_and_abs_agree_where_no_correlation_is_negative
+11  test_leave_one_out_energies_from_the_gram_are_the_explicit_ones
+
+A bank larger than memory: test_float16_resident_gives_the_same_maps; a packed bundle of one:
+test_calibration_methods.py, test_a_zip_larger_than_memory_is_refused_with_its_size. A bundle with another method's
+arrays: test_heads_contract.py, test_a_bundle_of_one_method_with_the_arrays_of_another_is_refused.
+"""
 
 from __future__ import annotations
 
@@ -153,6 +170,19 @@ def test_permuting_columns_permutes_the_support_and_permuting_rows_changes_nothi
     np.testing.assert_array_equal(gram_pursuit(x[rows], y[rows], 17).support, plain.support)
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_pursuit_cut_short_is_the_one_that_stopped_there(selection: Selection, unit: bool) -> None:
+    x, y = columns(), columns(count=1, seed=11)[:, 0]
+    lengths = np.linalg.norm(x, axis=0) if unit else None
+    long = gram_pursuit(x, y, 30, selection=selection, lengths=lengths)
+    for atoms in (1, 7, 17, 30, 50):
+        short = gram_pursuit(x, y, min(atoms, 30), selection=selection, lengths=lengths)
+        np.testing.assert_array_equal(long.first(atoms).support, short.support)
+        np.testing.assert_array_equal(long.first(atoms).coefficients, short.coefficients)
+        assert long.first(atoms).energy == pytest.approx(short.energy, rel=1e-9)
+
+
 # 10
 def test_signed_and_abs_agree_where_no_correlation_is_negative() -> None:
     rng = np.random.default_rng(0)
@@ -301,6 +331,20 @@ def test_sampling_all_is_sampling_none_and_sampling_itself_is_one_pursuit() -> N
     np.testing.assert_allclose(
         head_of(own).residuals(seen).levels[0], head_of(fitted).residuals(seen).levels[0], rtol=1e-5, atol=1e-6
     )
+
+
+# 7
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_batch_is_its_pictures(count: int) -> None:
+    head, seen = head_of(fit(atoms=6)), features(count, seed=12)
+    together = head.residuals(seen)
+    assert together.norms is not None
+    for i in range(count):
+        alone = head.residuals({name: values[i : i + 1] for name, values in seen.items()})
+        assert alone.norms is not None
+        assert alone.norms[0] == pytest.approx(together.norms[i], rel=1e-5)
+        for one, many in zip(alone.levels, together.levels, strict=True):
+            np.testing.assert_allclose(one[0], many[i], rtol=1e-4, atol=1e-5)
 
 
 # 9

@@ -29,6 +29,16 @@ def test_upsampling_is_bilinear_at_half_pixel_centres() -> None:
     np.testing.assert_allclose(plain([level]), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (33, 70), (8, 1)])
+def test_upsampling_may_align_corners(size: tuple[int, int]) -> None:
+    level = levels_of()[2]
+    stacked = torch.from_numpy(level)[:, None]
+    wanted = torch.nn.functional.interpolate(stacked, size, mode="bilinear", align_corners=True)
+    got = plain([level], size=size, upsample="align_corners")
+    np.testing.assert_allclose(got, wanted[:, 0].numpy(), atol=1e-5)
+    np.testing.assert_array_equal(got[:, 0, 0], level[:, 0, 0])
+
+
 def test_one_level_is_passed_on_and_equal_levels_give_the_same_map() -> None:
     level = levels_of()[0]
     alone = plain([level], fuse="mean")
