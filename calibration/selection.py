@@ -88,12 +88,14 @@ def select_method(
     runtime: str = "auto",
     skip_unreadable: bool = False,
     tell: Callable[[Trial], None] = lambda trial: None,
+    look: Callable[[Bundle], None] = lambda bundle: None,
     progress: Progress = no_progress,
 ) -> Selection:
     """Try ``candidates`` (default: all methods) on ``good.good`` and choose one.
 
     options: seed and rate; what only one method knows is left at its default. trial_minutes: a head whose training
-    takes longer is left out. scratch: folder for bundles that are thrown away. tell: every trial as it ends.
+    takes longer is left out. scratch: folder for bundles that are thrown away. tell: every trial as it ends. look:
+    every bundle that was judged, before it is thrown away.
 
     Raises DataError: too few pictures; none that can be read; no candidate within the budget or fitted at all; and
     whatever the fit of the usual head raises."""
@@ -136,6 +138,8 @@ def select_method(
     for name in names:
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=scratch) as folder:
             trial, found = _try(name, rest, Path(folder), fit, images, drawn, budget_ms, trial_minutes, runtime)
+            if found is not None:
+                look(load_bundle(Path(folder) / "bundle"))
         trials.append(trial)
         if found is not None:
             scores[name] = found

@@ -21,6 +21,7 @@ from calibration.checkpoints import Checkpoints, discard
 from calibration.datasets import load_split
 from calibration.evaluate import evaluate
 from calibration.fit import fit_bundle, refit_bundle
+from calibration.grad import GradSettings, stages
 from calibration.metrics import image_auroc
 from calibration.options import FitOptions
 from calibration.training import Schedule, TrainingDiverged, TrainingInterrupted, train
@@ -243,6 +244,18 @@ def test_grids_have_a_learning_rate_of_their_own() -> None:
     assert all(grids == pytest.approx(50 * nets) for nets, grids in rates)
     assert (rates[0][0], rates[-1][0]) == (pytest.approx(2e-3), pytest.approx(2e-3 * 0.04))
     assert [len(group["params"]) for group in task.optimizer.param_groups][1] == 2
+
+
+def test_few_pictures_are_seen_more_often() -> None:
+    def plan(rows: int, **given: Any) -> dict[str, int]:
+        return {stage: found.epochs for stage, found in stages(GradSettings(**given), rows, 0)}
+
+    assert plan(13) == {"abnormal": 40, "normal": 80}  # 4 steps an epoch
+    assert plan(167) == {"abnormal": 4, "normal": 8}
+    assert plan(3000) == {"abnormal": 4, "normal": 8}
+    assert plan(13, abnormal_epochs=1, epochs=2) == {"abnormal": 1, "normal": 2}
+    assert plan(13, alternate=True) == {"alternate": 120}
+    assert plan(13, preset="crad", epochs=2) == {"single": 2}
 
 
 # Jitter and batches (oracle 11).
