@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from calibration.checkpoints import Checkpoints
-from calibration.graph_maps import level_maps
+from calibration.graph_maps import need_packages, residual_maps
 from calibration.methods import (
     F32,
     PICTURES,
@@ -28,7 +28,6 @@ from calibration.methods import (
     Restored,
     Settings,
     Stored,
-    Unseen,
     settings_of,
 )
 from calibration.options import FitOptions
@@ -38,11 +37,8 @@ from edge.bundle import TapInfo
 from edge.errors import DataError
 from edge.heads.fair import COLOR_WEIGHT, CUTOFF, MEAN_KERNEL, ORDER, STEP, Filter, transfer
 from edge.heads.tail import TailSpec
-from engines import EngineError
 from engines.fair_graph import COLOR, GRADIENT, write_fair_graph
-from engines.graph import import_onnx
 
-SCALING_PICTURES = 64  # of the training's own: enough for a median that only describes them
 SMALLEST = 2 * STEP  # a batch norm needs several places at the coarsest scale
 
 # The code has 1e-4 for 800 epochs, half a day of a processor. Measured in 12 epochs (209 bottles, 64 x 64, width 16):
@@ -99,11 +95,7 @@ class FairFitter:
         settings = settings_of(FairSettings, self.method, options.settings)
         if settings.textures not in ("drawn", "pictures") and not Path(settings.textures).is_dir():
             raise DataError(f"{settings.textures}: there is no such folder of textures (or say drawn, or pictures)")
-        import_torch()
-        try:
-            import_onnx()
-        except EngineError as error:
-            raise DataError(str(error)) from None
+        need_packages()
 
     def taps(self, options: FitOptions) -> tuple[str, ...]:
         return ()
@@ -122,11 +114,7 @@ class FairFitter:
         weights, trained = _train(job, settings, size)
         graph = write_fair_graph(size, weights, _gain(settings, size), {})
         taps = tuple(TapInfo(name=name, channels=1, height=size[0], width=size[1]) for name in (GRADIENT, COLOR))
-        held = job.held if job.held is not None else job.train
-        few = job.train[:: max(1, len(job.train) // SCALING_PICTURES)]
-        maps = level_maps(job, graph, taps, np.concatenate([held, few]), "pictures scored")
-        calibrating = Unseen([level[: len(held)] for level in maps], None)
-        scaling = Unseen([level[len(held) :] for level in maps], None)
+        scaling, calibrating = residual_maps(job, graph, taps)
         spec: dict[str, object] = {"levels": [tap.name for tap in taps]}
         spec |= {f"shape_{tap.name}": [1, tap.height, tap.width] for tap in taps}
         spec |= {"width": settings.width, "filter": settings.filter, "order": settings.order}

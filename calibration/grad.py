@@ -25,7 +25,7 @@ from pydantic import Field
 
 from calibration.block_paste import BlockPaste
 from calibration.checkpoints import Checkpoints
-from calibration.graph_maps import level_maps
+from calibration.graph_maps import need_packages, residual_maps
 from calibration.methods import (
     F32,
     Defaults,
@@ -35,7 +35,6 @@ from calibration.methods import (
     Restored,
     Settings,
     Stored,
-    Unseen,
     settings_of,
 )
 from calibration.options import FitOptions
@@ -45,12 +44,10 @@ from edge.errors import DataError
 from edge.heads.tail import TailSpec
 from engines import EngineError
 from engines.grad_graph import RESIDUAL, check_alignment, write_grad_graph
-from engines.graph import import_onnx
 
 if TYPE_CHECKING:
     from calibration.grad_network import Features, GradNetwork, Recipe, Stage, Study
 
-SCALING_PICTURES = 64  # of the training's own: enough for a median that only describes them
 POOLED_KERNEL = 32  # of the score in CRAD's evaluation
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -151,11 +148,7 @@ class GradFitter:
             raise DataError(f"grad: strongest: a block's largest intensity is below its least, {settings.weakest:g}")
         if settings.alternate and not PRESETS[settings.preset]["abnormal"]:
             raise DataError("grad: alternate: the preset crad has one stage only")
-        import_torch()
-        try:
-            import_onnx()
-        except EngineError as error:
-            raise DataError(str(error)) from None
+        need_packages()
 
     def taps(self, options: FitOptions) -> tuple[str, ...]:
         return options.scored_layers
@@ -189,10 +182,7 @@ class GradFitter:
         graph = write_grad_graph(job.source.graph, weights, layers, {"head": self.method, "layers": ",".join(layers)})
         _, height, width = shapes[layers[0]]
         taps = (TapInfo(name=RESIDUAL, channels=1, height=height, width=width),)
-        held = job.held if job.held is not None else job.train
-        few = job.train[:: max(1, len(job.train) // SCALING_PICTURES)]
-        calibrating = Unseen(level_maps(job, graph, taps, held, "held-out pictures"), None)
-        scaling = Unseen(level_maps(job, graph, taps, few, "fitted pictures"), None)
+        scaling, calibrating = residual_maps(job, graph, taps)
         return MethodFit(
             spec=_spec(job, settings, network, features, mix, taps),
             arrays={},  # all weights are in the graph

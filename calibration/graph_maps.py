@@ -1,12 +1,35 @@
-"""Level maps of good pictures through a finished graph: what the thresholds of a head inside its graph come from."""
+"""What heads inside their graph share: the packages their fit needs, and level maps of good pictures for thresholds."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from calibration.methods import F32, PICTURES, Indices, Job
+from calibration.methods import F32, PICTURES, Indices, Job, Unseen
+from calibration.training import import_torch
 from edge.bundle import TapInfo
-from engines import open_engine
+from edge.errors import DataError
+from engines import EngineError, open_engine
+from engines.graph import import_onnx
+
+SCALING_PICTURES = 64  # of the training's own: enough for a median that only describes them
+
+
+def need_packages() -> None:
+    """Raises DataError where torch or onnx is not installed: asked before the pictures, not after the training."""
+    import_torch()
+    try:
+        import_onnx()
+    except EngineError as error:
+        raise DataError(str(error)) from None
+
+
+def residual_maps(job: Job, graph: bytes, taps: tuple[TapInfo, ...]) -> tuple[Unseen, Unseen]:
+    """Level maps of some of the fitted pictures, to set the score's constants with, and of the held ones (of all fitted
+    ones where none were held), to draw thresholds from: :attr:`MethodFit.scaling` and ``calibrating``."""
+    held = job.held if job.held is not None else job.train
+    few = job.train[:: max(1, len(job.train) // SCALING_PICTURES)]
+    calibrating = Unseen(level_maps(job, graph, taps, held, "held-out pictures"), None)
+    return Unseen(level_maps(job, graph, taps, few, "fitted pictures"), None), calibrating
 
 
 def level_maps(job: Job, graph: bytes, taps: tuple[TapInfo, ...], rows: Indices, what: str) -> list[F32]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from calibration.checkpoints import Checkpoints
-from calibration.graph_maps import level_maps
+from calibration.graph_maps import need_packages, residual_maps
 from calibration.methods import (
     F32,
     Defaults,
@@ -39,9 +39,6 @@ from edge.heads.hfra import printed_weights
 from edge.heads.tail import TailSpec
 from engines import EngineError
 from engines.decoder_graph import level_factors, residual_name, write_decoder_graph
-from engines.graph import import_onnx
-
-SCALING_PICTURES = 64  # of the training's own: enough for a median that only describes them
 
 Shape = tuple[int, int, int]
 
@@ -85,11 +82,7 @@ class HfraFitter:
         if options.rule != "max":
             raise DataError(f"hfra scores a picture by the maximum of its map; it has no rule {options.rule!r}")
         settings_of(HfraSettings, self.method, options.settings)
-        import_torch()
-        try:
-            import_onnx()
-        except EngineError as error:
-            raise DataError(str(error)) from None
+        need_packages()
 
     def taps(self, options: FitOptions) -> tuple[str, ...]:
         return options.scored_layers
@@ -112,10 +105,7 @@ class HfraFitter:
             TapInfo(name=level, channels=1, height=shape[1], width=shape[2])
             for level, shape in zip(levels, shapes.values(), strict=True)
         )
-        held = job.held if job.held is not None else job.train
-        few = job.train[:: max(1, len(job.train) // SCALING_PICTURES)]
-        calibrating = Unseen(level_maps(job, graph, taps, held, "held-out pictures"), None)
-        scaling = Unseen(level_maps(job, graph, taps, few, "fitted pictures"), None)
+        scaling, calibrating = residual_maps(job, graph, taps)
         spec: dict[str, object] = {"levels": list(levels), "weights": settings.weights, "mid": settings.mid}
         spec |= {f"shape_{tap.name}": [1, tap.height, tap.width] for tap in taps}
         spec |= {"epochs": settings.epochs, "batch": settings.batch, "lr": settings.lr, "decay": settings.decay}
